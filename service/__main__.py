@@ -1,0 +1,30 @@
+"""`python -m service`: settings to server."""
+
+import sys
+
+from . import server
+from .app import create_app
+from .settings import load
+from .telemetry import logs
+
+
+def main() -> None:
+    """Runs the service until it is told to stop."""
+    settings = load(sys.argv[1:])
+    logs.configure(level=settings.log_level, format=settings.log_format)
+    try:
+        app = create_app(settings)
+    except ValueError as error:
+        sys.exit(f"losseval: {error}")
+    server.build(
+        app,
+        host=settings.host,
+        port=settings.port,
+        health=app.state.health,
+        shutdown_timeout_s=settings.shutdown_timeout,
+        drain_delay_s=settings.drain_delay,
+    ).run()
+
+
+if __name__ == "__main__":
+    main()

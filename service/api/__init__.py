@@ -1,0 +1,1 @@
+"""The HTTP skin: parse, call the evaluator, serialise."""

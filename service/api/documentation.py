@@ -1,0 +1,148 @@
+"""The OpenAPI document, and Swagger UI from this package: no request leaves the host."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import FileResponse, RedirectResponse
+from fastapi.routing import APIRoute
+from fastapi.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from . import cross_entropy
+from .problems import MEDIA_TYPE, PROBLEMS
+from .schemas import WORKED_EXAMPLE, CrossEntropyRequest, CrossEntropyResponse, Problem
+
+_STATIC = Path(__file__).parent / "static"
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "worked": {"summary": "Three samples, four classes", "value": WORKED_EXAMPLE},
+    "gradients": {
+        "summary": "With gradients, weights and smoothing",
+        "value": {
+            **WORKED_EXAMPLE,
+            "weight": [1.0, 2.0, 0.5, 1.0],
+            "label_smoothing": 0.1,
+            "include": ["loss", "losses", "gradients", "predictions"],
+        },
+    },
+    "probabilities": {
+        "summary": "Class probabilities as labels",
+        "value": {"logits": [[2.0, 0.5]], "labels": [[0.9, 0.1]], "include": ["loss", "summary"]},
+    },
+    "masked": {
+        "summary": "A masked class and an ignored row",
+        "value": {"logits": [[1.0, "-Infinity", 0.0], [0.0, 0.0, 0.0]], "labels": [0, -100]},
+    },
+    "base64": {
+        "summary": "A tensor object",
+        "value": {
+            "logits": {"dtype": "F32", "shape": [1, 2], "data": "AACAPwAAAAA="},
+            "labels": [0],
+            "encoding": "base64",
+        },
+    },
+}
+
+
+class PlainRoute(APIRoute):
+    """A documented route whose application is the ASGI endpoint itself.
+
+    FastAPI generates the documentation from it; its request handling (dependencies, validation, response models) is
+    not in the way of the tensors.
+    """
+
+    def __init__(self, *args: Any, application: ASGIApp, **options: Any) -> None:  # noqa: ANN401 - FastAPI's signature
+        super().__init__(*args, **options)
+        self.app = application
+
+
+def add_cross_entropy(app: FastAPI, endpoint: ASGIApp) -> None:
+    """Adds the operation with its documentation."""
+
+    async def documented() -> None:
+        """Cross-entropy of logits and labels, with per-sample losses, gradients and diagnostics."""
+
+    schema = CrossEntropyRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    app.router.routes.append(
+        PlainRoute(
+            cross_entropy.PATH,
+            documented,
+            application=endpoint,
+            methods=["POST"],
+            operation_id="cross_entropy",
+            summary="Cross-entropy",
+            tags=["cross-entropy"],
+            response_model=CrossEntropyResponse,
+            responses=problem_responses(),
+            openapi_extra={
+                "requestBody": {
+                    "required": True,
+                    "content": {
+                        "application/json": {
+                            "schema": {"$ref": "#/components/schemas/CrossEntropyRequest"},
+                            "examples": EXAMPLES,
+                        }
+                    },
+                },
+                "x-schemas": {"CrossEntropyRequest": schema},
+            },
+        )
+    )
+
+
+def problem_responses() -> dict[int | str, dict[str, Any]]:
+    """Returns OpenAPI's responses for every status of the table of problems."""
+    codes: Mapping[int, list[str]] = defaultdict(list)
+    for kind, entry in PROBLEMS.items():
+        codes[entry.status].append(kind.code)
+    return {
+        status: {
+            "description": ", ".join(sorted(names)),
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status, names in sorted(codes.items())
+    }
+
+
+def add_documentation(app: FastAPI) -> None:
+    """Serves `/docs`, `/openapi.json` and the redirect from `/`."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _complete(generate())
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign] - FastAPI's documented way
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        return RedirectResponse("/docs")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> FileResponse:
+        return FileResponse(_STATIC / "docs.html", media_type="text/html")
+
+    app.mount("/docs", StaticFiles(directory=_STATIC), name="docs")
+
+
+def _complete(document: dict[str, Any]) -> dict[str, Any]:
+    """Moves the schemas of hand-written parts to where OpenAPI keeps them."""
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    operation = document["paths"][cross_entropy.PATH]["post"]
+    template = "#/components/schemas/{model}"
+    for name, schema in (*operation.pop("x-schemas").items(), ("Problem", Problem.model_json_schema(ref_template=template))):
+        for inner, definition in schema.pop("$defs", {}).items():
+            schemas.setdefault(inner, definition)
+        schemas[name] = schema
+    for path in document["paths"].values():
+        for method in path.values():
+            default = {"description": "Any error.", "content": {MEDIA_TYPE: {"schema": {"$ref": template.format(model="Problem")}}}}
+            method["responses"].setdefault("default", default)
+            if "HTTPValidationError" in str(method["responses"].get("422")):  # FastAPI's own, which never leaves here
+                del method["responses"]["422"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    return document

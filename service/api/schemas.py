@@ -1,0 +1,220 @@
+"""What a request and its answer look like: validated field by field, and the source of the OpenAPI document.
+
+The arrays are documented here but not validated here: they go straight into numpy.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from typing_extensions import TypeAliasType
+
+from ..dtypes import BY_NAME, FLOATS, WEIGHTS
+from ..errors import Finding, InvalidValue, MissingField, ServiceError, UnknownField
+from ..loss.options import (
+    DEFAULT_IGNORE_INDEX,
+    DEFAULT_INCLUDE,
+    FloatName,
+    InputKind,
+    LossOptions,
+    Output,
+    Precision,
+    Reduction,
+)
+
+NonFinite = Literal["NaN", "Infinity", "-Infinity"]
+NestedNumbers = TypeAliasType("NestedNumbers", "float | NonFinite | list[NestedNumbers]")
+Nested = TypeAliasType("Nested", "float | list[Nested]")
+
+
+class TensorObject(BaseModel):
+    """A tensor for any language without a tensor library."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dtype: Literal[tuple(BY_NAME)] = Field(description="The dtype by safetensors' name.")  # type: ignore[valid-type]
+    shape: list[Annotated[int, Field(ge=0)]] = Field(max_length=16, examples=[[3, 4]])
+    data: str = Field(
+        description="The elements in C order, little-endian, as padded base64.",
+        json_schema_extra={"contentEncoding": "base64"},
+    )
+
+
+class Options(BaseModel):
+    """The scalar fields of a request."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    input: InputKind = Field(
+        "logits",
+        description="What `logits` holds. Probabilities: each row in [0, 1] and summing to 1 within 1e-3; the loss is "
+        "taken of their logarithm. Gradients exist for `logits` only.",
+    )
+    ignore_index: int | None = Field(
+        None,
+        ge=-(2**63),
+        lt=2**63,
+        description="Index labels equal to it contribute nothing. Not together with probability labels.",
+        json_schema_extra={"default": DEFAULT_IGNORE_INDEX},
+    )
+    label_smoothing: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
+    temperature: float = Field(
+        1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="The loss is taken of logits / temperature; gradients are with respect to the logits sent.",
+    )
+    z_loss: float = Field(0.0, ge=0, allow_inf_nan=False, description="Adds z_loss * logsumexp^2 per sample.")
+    reduction: Reduction = Field(
+        "mean",
+        description="Of `loss` and `gradients`. `none`: no `loss`, and the gradients of sum(grad_output * losses).",
+    )
+    class_axis: Literal[1, -1] = Field(1, description="Where the classes are: PyTorch's axis 1, or the last.")
+    include: list[Output] = Field(list(DEFAULT_INCLUDE), min_length=1, description="What to compute and return.")
+    precision: Precision = Field("standard", description="`high` computes in float64 whatever came in.")
+    gradient_dtype: FloatName | None = Field(
+        None, description="Dtype of `gradients`; F32 by default, F64 for F64 logits."
+    )
+    encoding: Literal["array", "base64"] = Field(
+        "array", description="base64: tensors of rank >= 1 in the response are tensor objects."
+    )
+
+    @field_validator("include")
+    @classmethod
+    def _none_twice(cls, include: list[Output]) -> list[Output]:
+        for index, name in enumerate(include):
+            if name in include[:index]:
+                message = f"{name} stands twice"
+                raise ValueError(message)
+        return include
+
+    def loss_options(self) -> LossOptions:
+        """Returns the options the engine knows."""
+        return LossOptions(
+            input=self.input,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            temperature=self.temperature,
+            z_loss=self.z_loss,
+            reduction=self.reduction,
+            class_axis=self.class_axis,
+            include=tuple(self.include),
+            precision=self.precision,
+            gradient_dtype=self.gradient_dtype,
+        )
+
+
+WORKED_EXAMPLE: dict[str, object] = {
+    "logits": [
+        [0.3703, -0.1607, -0.7473, -2.2135],
+        [0.6929, -0.2042, -0.7660, -0.3613],
+        [-0.3363, 0.6417, 0.3103, 0.3132],
+    ],
+    "labels": [0, 1, 2],
+}
+
+
+class CrossEntropyRequest(Options):
+    """Logits and labels, and what to make of them."""
+
+    logits: NestedNumbers | TensorObject = Field(
+        description=f"Shape (C), (N, C) or (N, C, d1...dk). Nested numbers are float32; tensors {', '.join(FLOATS)}."
+    )
+    labels: NestedNumbers | TensorObject = Field(
+        description="One rank below the logits: class indices. The logits' shape: class probabilities."
+    )
+    weight: list[Annotated[float, Field(ge=0)]] | TensorObject | None = Field(
+        None, description=f"Per class, finite and >= 0. Tensors: {', '.join(WEIGHTS)}."
+    )
+    sample_weight: Nested | TensorObject | None = Field(
+        None, description="Per sample, finite and >= 0; the shape of the class indices."
+    )
+    grad_output: Nested | TensorObject | None = Field(
+        None, description="Upstream gradient: a number, or with `reduction: none` also the shape of `losses`."
+    )
+
+
+class EvaluationWarning(BaseModel):
+    """Something that was computed but deserves notice."""
+
+    code: Literal[
+        "nonfinite_logits", "nonfinite_loss", "labels_not_normalized", "all_ignored", "logits_look_like_probabilities"
+    ]
+    detail: str
+    count: int = Field(ge=0)
+    first: list[int] = Field(max_length=10, description="Flat indices into losses.")
+
+
+Number = float | NonFinite
+Tensor = NestedNumbers | TensorObject
+
+
+class CrossEntropyResponse(BaseModel):
+    """What was asked for in `include`, and the sums that let parts of a batch be merged."""
+
+    loss: Number | None = Field(None, description="The mean or the sum; absent with `reduction: none`.")
+    loss_sum: Number = Field(description="Sum of losses, in float64.")
+    normalizer: float = Field(description="What `mean` divides by.")
+    count: int = Field(ge=0, description="Rows not ignored.")
+    ignored: int = Field(ge=0, description="Rows ignored.")
+    losses: Tensor | None = Field(None, description="Per sample, weights, smoothing and z_loss included.")
+    gradients: Tensor | None = Field(None, description="With respect to the logits; their shape.")
+    nll: Tensor | None = Field(None, description="Per sample, plain: no weights, no smoothing, no z_loss.")
+    probabilities: Tensor | None = Field(None, description="softmax(logits / temperature).")
+    logsumexp: Tensor | None = None
+    entropy: Tensor | None = Field(None, description="Of the predicted distribution, in nats.")
+    margin: Tensor | None = Field(None, description="The label's logit minus the largest other one.")
+    gradient_norm: Tensor | None = Field(None, description="The EL2N score |q - onehot(y)|.")
+    predictions: Tensor | None = Field(None, description="argmax, the first on ties.")
+    summary: dict[str, Any] | None = Field(None, description="Accuracy, mean nll, baselines, calibration, per class.")
+    warnings: list[EvaluationWarning]
+
+
+class ProblemFinding(BaseModel):
+    """One offending place."""
+
+    pointer: str = Field(examples=["#/labels/17"])
+    detail: str
+
+
+class Problem(BaseModel):
+    """RFC 9457."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(examples=["/problems/label-out-of-range"])
+    title: str
+    status: int
+    code: str
+    detail: str
+    instance: str
+    request_id: str
+    errors: list[ProblemFinding] | None = None
+    errors_omitted: int | None = None
+
+
+SCALAR_FIELDS = frozenset(Options.model_fields)
+
+
+def parse_options(fields: dict[str, object]) -> Options:
+    """Validates the scalar fields.
+
+    Raises:
+        UnknownField, MissingField, InvalidValue: With a pointer to each field, never its content.
+    """
+    try:
+        return Options.model_validate(fields)
+    except ValidationError as error:
+        raise _translated(error) from None
+
+
+_KINDS: dict[str, type[ServiceError]] = {"extra_forbidden": UnknownField, "missing": MissingField}
+
+
+def _translated(error: ValidationError) -> ServiceError:
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    findings = [
+        Finding("#" + "".join(f"/{part}" for part in one["loc"] if part not in {"int", "float"}), one["msg"])
+        for one in found
+    ]
+    kind = _KINDS.get(found[0]["type"], InvalidValue)
+    return kind("; ".join(f"{one.pointer}: {one.detail}" for one in findings[:3]), errors=findings)

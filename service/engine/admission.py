@@ -1,0 +1,135 @@
+"""What the service takes on: bytes that lie in memory, and seconds of work that wait.
+
+Refuses, never queues without bound. Bytes are reserved when the headers are read; queue time counts from the moment the
+body is there. The work of a request is estimated as a + b * bytes, one line for each wire form, fitted to what requests
+took lately.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from ..errors import DeadlineExceeded, Overloaded
+
+Wire = Literal["json"]
+Reason = Literal["bytes", "queue_time", "deadline"]
+BYTES_RESERVED: Mapping[Wire, int] = {"json": 20}
+"""Times Content-Length: what decoding can cost. A document of `0,0,0` takes 19 times its bytes in the parser."""
+_FORGETTING = 0.99
+_MIN_WORK_S = 1e-5
+
+
+class RejectionMetrics(Protocol):
+    """What admission reports."""
+
+    def rejected(self, reason: Reason) -> None:
+        """A request was refused."""
+
+
+@dataclass(slots=True)
+class WorkEstimate:
+    """The line seconds = a + b * bytes, by least squares with exponential forgetting.
+
+    Starts as if it had seen one tiny request and one of a megabyte.
+    """
+
+    weight: float = 2.0
+    bytes_sum: float = 1e6
+    seconds_sum: float = 0.0102
+    bytes_squared: float = 1e12
+    product: float = 1e4
+
+    def seconds(self, size: int) -> float:
+        """Estimates the work of a body of `size` bytes."""
+        spread = self.weight * self.bytes_squared - self.bytes_sum**2
+        slope = (self.weight * self.product - self.bytes_sum * self.seconds_sum) / spread if spread > 0 else 0.0
+        slope = max(slope, 0.0)
+        offset = max((self.seconds_sum - slope * self.bytes_sum) / self.weight, 0.0)
+        return max(offset + slope * size, _MIN_WORK_S)
+
+    def observe(self, size: int, seconds: float) -> None:
+        """Learns from a request that was answered."""
+        for name, value in (
+            ("weight", 1.0),
+            ("bytes_sum", float(size)),
+            ("seconds_sum", seconds),
+            ("bytes_squared", float(size) ** 2),
+            ("product", size * seconds),
+        ):
+            setattr(self, name, getattr(self, name) * _FORGETTING + value)
+
+
+@dataclass(slots=True)
+class Admission:
+    """The books of bytes in flight and of estimated work; everything entered leaves exactly once."""
+
+    max_inflight_bytes: int
+    max_queue_s: float
+    metrics: RejectionMetrics | None = None
+    inflight_bytes: int = 0
+    queue_s: float = 0.0
+    queued_requests: int = 0
+    _estimates: dict[Wire, WorkEstimate] = field(default_factory=lambda: {"json": WorkEstimate()})
+
+    @contextmanager
+    def bytes_reserved(self, wire: Wire, content_length: int) -> Iterator[None]:
+        """Holds the bytes that a body can cost until the block ends.
+
+        Raises:
+            Overloaded: They do not fit now.
+        """
+        size = BYTES_RESERVED[wire] * content_length
+        # Alone, a request of any permitted size is served, however small the budget.
+        if self.inflight_bytes and self.inflight_bytes + size > self.max_inflight_bytes:
+            detail = f"{self.inflight_bytes} of {self.max_inflight_bytes} bytes are in use; this request needs {size}."
+            raise self._refusal("bytes", detail)
+        self.inflight_bytes += size
+        try:
+            yield
+        finally:
+            self.inflight_bytes -= size
+
+    def check_queue(self, wire: Wire, size: int, *, remaining_s: float) -> None:
+        """Refuses a request that would wait too long, before anything is spent on it.
+
+        Raises:
+            Overloaded: The work that waits exceeds the bound.
+            DeadlineExceeded: The answer can't be there in `remaining_s`.
+        """
+        if not self.queued_requests:
+            return
+        total = self.queue_s + self._estimates[wire].seconds(size)
+        if total > self.max_queue_s:
+            detail = f"{self.queue_s:.2f} s of work wait and {self.max_queue_s:.2f} s are allowed; try again later."
+            raise self._refusal("queue_time", detail)
+        if total > remaining_s:
+            self._count("deadline")
+            detail = f"The answer would take {total:.2f} s, and the caller waits {max(remaining_s, 0):.2f} s more."
+            raise DeadlineExceeded(detail)
+
+    @contextmanager
+    def queued(self, wire: Wire, size: int) -> Iterator[None]:
+        """Counts a request whose body has arrived until the block ends."""
+        work = self._estimates[wire].seconds(size)
+        self.queue_s += work
+        self.queued_requests += 1
+        try:
+            yield
+        finally:
+            self.queued_requests -= 1
+            # Differences of floats leave dust; an empty queue is exactly empty.
+            self.queue_s = self.queue_s - work if self.queued_requests else 0.0
+
+    def observe(self, wire: Wire, size: int, seconds: float) -> None:
+        """Calibrates the estimate with the work a request really took."""
+        self._estimates[wire].observe(size, seconds)
+
+    def _refusal(self, reason: Reason, detail: str) -> Overloaded:
+        self._count(reason)
+        return Overloaded(detail, reason=reason, retry_after_s=max(1, math.ceil(self.queue_s)))
+
+    def _count(self, reason: Reason) -> None:
+        if self.metrics is not None:
+            self.metrics.rejected(reason)

@@ -1,0 +1,187 @@
+"""The shell around the plan: one task that hands batches to the device and results to those who wait."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..dtypes import Array
+from ..errors import DeadlineExceeded, Draining, InsufficientDeviceMemory
+from ..loss.evaluation import Evaluation
+from .batch_plan import BatchLimits, ClosedBy, Waiting
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRows:
+    """What the device made of a batch: the kernel's rows of all its members, in order, and the seconds it took."""
+
+    rows: Mapping[str, Array]
+    compute_s: float
+    transfer_s: float | None = None
+
+
+class Device(Protocol):
+    """Where batches are computed."""
+
+    async def run(self, evaluations: Sequence[Evaluation]) -> DeviceRows:
+        """Computes evaluations of one key together.
+
+        Raises:
+            InsufficientDeviceMemory: The batch does not fit.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """One member's rows, and the company it had; `compute_share_s` is its part of the work by elements."""
+
+    rows: Mapping[str, Array]
+    batch_requests: int
+    batch_rows: int
+    queue_s: float
+    compute_s: float
+    compute_share_s: float
+    transfer_s: float | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """An evaluation that waits; its future is cancelled when its caller goes."""
+
+    evaluation: Evaluation
+    key: Hashable
+    elements: int
+    deadline: float
+    queued_at: float
+    done: asyncio.Future[Computed]
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether the caller has gone."""
+        return self.done.done()
+
+    def fail(self, error: Exception) -> None:
+        """Answers with an error, unless the caller has gone."""
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+class BatchMetrics(Protocol):
+    """What the batcher reports."""
+
+    def batch(self, *, requests: int, rows: int, elements: int, closed_by: ClosedBy) -> None:
+        """A batch was computed."""
+
+
+class Batcher:
+    """Queues evaluations and runs them in batches, one at a time.
+
+    A member that makes its batch fail is found by running the members singly: only it gets the error. Out of memory
+    halves the batch.
+    """
+
+    def __init__(
+        self, device: Device, limits: BatchLimits, *, clock: Callable[[], float], metrics: BatchMetrics | None = None
+    ) -> None:
+        self._device = device
+        self._waiting: Waiting[Job] = Waiting(limits)
+        self._clock = clock
+        self._metrics = metrics
+        self._arrival = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._is_draining = False
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the task that runs batches exists and has not died."""
+        return self._task is not None and not self._task.done()
+
+    def start(self) -> None:
+        """Starts the task that runs batches."""
+        self._task = asyncio.get_running_loop().create_task(self._serve(), name="batcher")
+
+    async def close(self) -> None:
+        """Refuses new work, finishes what waits, and ends the task."""
+        self._is_draining = True
+        self._arrival.set()
+        if self._task is not None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def submit(self, evaluation: Evaluation, *, deadline: float) -> Computed:
+        """Waits for the evaluation's turn and returns its rows.
+
+        Raises:
+            DeadlineExceeded: The deadline passed while it waited.
+            Draining: The batcher is closing.
+        """
+        if self._is_draining:
+            detail = "The service is shutting down; send the request to another replica or again in a moment."
+            raise Draining(detail)
+        done: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
+        self._waiting.add(
+            Job(evaluation, evaluation.batch_key, evaluation.elements, deadline, self._clock(), done)
+        )
+        self._arrival.set()
+        return await done
+
+    async def _serve(self) -> None:
+        while True:
+            while not len(self._waiting):
+                if self._is_draining:
+                    return
+                self._arrival.clear()
+                await self._arrival.wait()
+            batch = self._waiting.next_batch(self._clock(), is_draining=self._is_draining)
+            for job in batch.expired:
+                job.fail(DeadlineExceeded("The deadline passed while the request waited for its turn."))
+            if batch.jobs:
+                await self._run(batch.jobs, batch.closed_by)
+
+    async def _run(self, jobs: Sequence[Job], closed_by: ClosedBy) -> None:
+        started = self._clock()
+        try:
+            result = await self._device.run([job.evaluation for job in jobs])
+        except InsufficientDeviceMemory as error:
+            await self._run_parts(jobs, closed_by, error, parts=2)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must reach the caller and nobody else
+            await self._run_parts(jobs, closed_by, error, parts=len(jobs))
+        else:
+            self._deliver(jobs, result, started)
+            if self._metrics is not None:
+                rows, elements = sum(job.evaluation.rows for job in jobs), sum(job.elements for job in jobs)
+                self._metrics.batch(requests=len(jobs), rows=rows, elements=elements, closed_by=closed_by)
+
+    async def _run_parts(self, jobs: Sequence[Job], closed_by: ClosedBy, error: Exception, *, parts: int) -> None:
+        if len(jobs) == 1:
+            jobs[0].fail(error)
+            return
+        size = -(-len(jobs) // parts)
+        for start in range(0, len(jobs), size):
+            await self._run(jobs[start : start + size], closed_by)
+
+    def _deliver(self, jobs: Sequence[Job], result: DeviceRows, started: float) -> None:
+        total_rows = sum(job.evaluation.rows for job in jobs)
+        total_elements = max(1, sum(job.elements for job in jobs))
+        first = 0
+        for job in jobs:
+            last = first + job.evaluation.rows
+            part = slice(first, last)
+            first = last
+            if job.done.done():
+                continue
+            job.done.set_result(
+                Computed(
+                    rows={name: rows[part] for name, rows in result.rows.items()},
+                    batch_requests=len(jobs),
+                    batch_rows=total_rows,
+                    queue_s=started - job.queued_at,
+                    compute_s=result.compute_s,
+                    compute_share_s=result.compute_s * job.elements / total_elements,
+                    transfer_s=result.transfer_s,
+                )
+            )

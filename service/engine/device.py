@@ -1,0 +1,156 @@
+"""Where torch runs: a thread of its own, on one device, fed with numpy arrays.
+
+On CUDA a batch crosses the bus twice: once in from pinned memory, once out into pinned memory.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..dtypes import Array
+from ..errors import InsufficientDeviceMemory
+from ..loss.cross_entropy import cross_entropy
+from ..loss.evaluation import Evaluation
+from ..loss.options import Formula
+from .batcher import DeviceRows
+from .staging import from_device, to_device
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The arguments of the kernel for one batch, on the host."""
+
+    formula: Formula
+    arrays: Mapping[str, Array]
+
+    @classmethod
+    def gather(cls, evaluations: Sequence[Evaluation]) -> "Inputs":
+        """Joins evaluations of one key; a single one is not copied."""
+        first = evaluations[0]
+        arithmetic = np.float64 if _is_wide(first) else np.float32
+        arrays = {"logits": _joined([one.logits for one in evaluations])}
+        arrays["labels"] = _joined([one.labels for one in evaluations])
+        if any(one.row_weight is not None for one in evaluations):
+            weights = [np.ones(one.rows) if one.row_weight is None else one.row_weight for one in evaluations]
+            arrays["row_weight"] = _joined(weights).astype(arithmetic)
+        scales = [one.gradient_scale for one in evaluations if one.gradient_scale is not None]
+        if scales:
+            scale = _joined(scales)
+            arrays["gradient_scale"] = scale.astype(arithmetic)
+            zero_rows = np.flatnonzero(scale == 0)
+            if zero_rows.size:
+                arrays["zero_rows"] = zero_rows
+        return cls(first.formula, arrays)
+
+
+class TorchDevice:
+    """A torch device and the one thread that drives it."""
+
+    def __init__(self, name: str, *, threads: int) -> None:
+        self.device = resolve(name)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="torch")
+        torch.set_num_threads(threads)
+
+    @property
+    def name(self) -> str:
+        """The device as torch writes it: cpu, cuda:0."""
+        return str(self.device)
+
+    async def run(self, evaluations: Sequence[Evaluation]) -> DeviceRows:
+        """Computes evaluations of one key together, off the event loop."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self.compute, evaluations)
+
+    def compute(self, evaluations: Sequence[Evaluation]) -> DeviceRows:
+        """Computes evaluations of one key together, in the calling thread."""
+        started = time.perf_counter()
+        inputs = Inputs.gather(evaluations)
+        if self.device.type == "cpu":
+            rows = _to_numpy(_kernel(inputs.formula, _to_torch(inputs.arrays)))
+            return DeviceRows(rows, time.perf_counter() - started)
+        return self._compute_staged(inputs)
+
+    def close(self) -> None:
+        """Lets the running batch finish and ends the thread."""
+        self._executor.shutdown()
+
+    def _compute_staged(self, inputs: Inputs) -> DeviceRows:
+        started = time.perf_counter()
+        try:
+            tensors = to_device(_to_torch(inputs.arrays), self.device)
+            self._synchronize()
+            arrived = time.perf_counter()
+            found = _kernel(inputs.formula, tensors)
+            self._synchronize()
+            computed = time.perf_counter()
+            rows = from_device(found)
+        except torch.OutOfMemoryError:  # pragma: cuda
+            torch.cuda.empty_cache()
+            detail = "The device has too little memory for this request; split the batch and merge the sums."
+            raise InsufficientDeviceMemory(detail) from None
+        finished = time.perf_counter()
+        return DeviceRows(_to_numpy(rows), computed - arrived, (finished - computed) + (arrived - started))
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":  # pragma: cuda
+            torch.cuda.synchronize(self.device)
+
+
+def resolve(name: str) -> torch.device:
+    """Turns the setting DEVICE into a torch device; `auto` means cuda if there is one.
+
+    Raises:
+        ValueError: A CUDA device is asked for and there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            msg = f"DEVICE={name}, but torch {torch.__version__} sees no CUDA device"
+            raise ValueError(msg)
+        device = torch.device("cuda", device.index or 0)  # pragma: cuda
+        if device.index >= torch.cuda.device_count():  # pragma: cuda
+            msg = f"DEVICE={name}, but there are {torch.cuda.device_count()} CUDA devices"
+            raise ValueError(msg)
+    return device
+
+
+def _kernel(formula: Formula, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return cross_entropy(formula=formula, **tensors)
+
+
+def _to_torch(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
+    return {name: _as_tensor(array) for name, array in arrays.items()}
+
+
+def _as_tensor(array: Array) -> Tensor:
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _to_numpy(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
+    return {name: _as_array(tensor) for name, tensor in tensors.items()}
+
+
+def _as_array(tensor: Tensor) -> Array:
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+def _joined(arrays: Sequence[Array]) -> Array:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _is_wide(evaluation: Evaluation) -> bool:
+    return evaluation.logits.dtype == np.float64 or evaluation.formula.precision == "high"
+

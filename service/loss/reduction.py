@@ -1,0 +1,86 @@
+"""From the kernel's rows to what one request asked for: sums, means, shapes and warnings."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..dtypes import Array
+from .diagnostics import summarize
+from .evaluation import Evaluation, Warning_, from_rows
+
+PER_SAMPLE = ("losses", "nll", "logsumexp", "entropy", "margin", "gradient_norm")
+ZERO_WHERE_IGNORED = ("nll", "margin", "gradient_norm")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to one request: values by the names of the contract.
+
+    `values` holds floats and integers, arrays, and for `summary` a mapping; `loss` is float64 and absent under
+    `reduction=none`.
+    """
+
+    values: dict[str, object]
+    warnings: tuple[Warning_, ...]
+
+
+def reduce(evaluation: Evaluation, rows: Mapping[str, Array]) -> Answer:
+    """Assembles the answer from the rows the kernel computed for this request.
+
+    Args:
+        evaluation: The validated request.
+        rows: The kernel's outputs of its rows alone.
+    """
+    options, ignored = evaluation.options, evaluation.ignored
+    with np.errstate(all="ignore"):  # NaN and infinity are answers here
+        losses = rows["losses"]
+        loss_sum = float(losses.sum(dtype=np.float64))
+        ignored_count = 0 if ignored is None else int(np.count_nonzero(ignored))
+        values: dict[str, object] = {}
+        if "loss" in options.include and options.reduction != "none":
+            values["loss"] = loss_sum if options.reduction == "sum" else _ratio(loss_sum, evaluation.normalizer)
+        values |= {
+            "loss_sum": loss_sum,
+            "normalizer": evaluation.normalizer,
+            "count": evaluation.rows - ignored_count,
+            "ignored": ignored_count,
+        }
+        for name in options.include:
+            if name == "summary":
+                values[name] = summarize(evaluation, rows)
+            elif name != "loss":
+                values[name] = _shaped(name, rows[name], evaluation)
+    return Answer(values, evaluation.warnings + _warnings(evaluation, rows))
+
+
+def _ratio(loss_sum: float, normalizer: float) -> float:
+    return loss_sum / normalizer if normalizer else float("nan")
+
+
+def _shaped(name: str, rows: Array, evaluation: Evaluation) -> Array:
+    if name in {"gradients", "probabilities"}:
+        return from_rows(rows, evaluation.shape, evaluation.options.class_axis)
+    if name in ZERO_WHERE_IGNORED and evaluation.ignored is not None:
+        rows = np.where(evaluation.ignored, 0, rows)
+    if name in PER_SAMPLE:
+        rows = rows.astype(np.float64 if evaluation.logits.dtype == np.float64 else np.float32, copy=False)
+    return rows.reshape(evaluation.sample_shape)
+
+
+def _warnings(evaluation: Evaluation, rows: Mapping[str, Array]) -> tuple[Warning_, ...]:
+    found = []
+    weight = evaluation.row_weight
+    bad_logits = ~np.isfinite(rows["maximum"])
+    if bad_logits.any():
+        bad_logits &= True if weight is None else weight != 0
+        if bad_logits.any():
+            detail = "Rows hold NaN, +Infinity or nothing but -Infinity; their losses and gradients are NaN."
+            found.append(Warning_.of("nonfinite_logits", detail, bad_logits))
+    bad_losses = ~np.isfinite(rows["losses"])
+    if bad_losses.any():
+        found.append(Warning_.of("nonfinite_loss", "Losses are NaN or infinite.", bad_losses))
+    if evaluation.normalizer == 0 and evaluation.options.reduction == "mean":
+        detail = "No sample counts (all ignored, or all weights are 0): the mean is NaN and the gradients are 0."
+        found.append(Warning_.of("all_ignored", detail, np.ones(evaluation.rows, dtype=bool)))
+    return tuple(found)

@@ -1,0 +1,93 @@
+"""Every setting: an environment variable LOSSEVAL_… and a flag of the same name, validated at start."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+
+from .host import cpu_quota, memory_limit_bytes
+
+PREFIX = "LOSSEVAL_"
+MIB = 1 << 20
+
+
+class Settings(BaseSettings):
+    """The service's configuration; each field says its unit and why its default is what it is."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        frozen=True,
+        cli_prog_name="python -m service",
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        extra="ignore",  # unknown variables get a warning, not an error: Kubernetes injects some
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on; loopback unless you say otherwise.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="auto (cuda if there is one, else cpu), cpu, cuda or cuda:N; cuda fails where there is none.",
+    )
+    threads: int = Field(
+        default_factory=cpu_quota, ge=1, le=1024, description="Threads of torch on the CPU; the CPU quota by default."
+    )
+    max_body_bytes: int = Field(256 * MIB, ge=1, description="Bytes of the largest body taken in any format.")
+    max_json_bytes: int = Field(
+        16 * MIB, ge=1, description="Bytes of the largest JSON body; its parser holds up everyone else."
+    )
+    max_classes: int = Field(1 << 20, ge=1, description="Classes of one request.")
+    max_elements: int = Field(1 << 27, ge=1, description="Rows times classes of one request.")
+    max_batch_elements: int | None = Field(
+        None, ge=1, description="Rows times classes of one batch; 2^22 on cpu and 2^27 on cuda by default."
+    )
+    max_batch_requests: int = Field(1024, ge=1, description="Requests of one batch; 1 switches batching off.")
+    max_inflight_bytes: int = Field(
+        default_factory=lambda: memory_limit_bytes() // 4,
+        ge=1,
+        description="Bytes reserved for requests in flight, at their headers; a quarter of the memory by default.",
+    )
+    max_queue_ms: int = Field(
+        1000, ge=1, description="Milliseconds of estimated work that may wait; beyond, requests are refused with 503."
+    )
+    request_timeout: float = Field(
+        60.0, gt=0, le=3600, description="Seconds from a request's headers to its answer's first byte."
+    )
+    drain_delay: float = Field(
+        0.0, ge=0, le=300, description="Seconds to go on serving after SIGTERM, while load balancers notice."
+    )
+    shutdown_timeout: int = Field(
+        25, ge=1, le=3600, description="Seconds to finish what was accepted; below Kubernetes' 30 s before it kills."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least severe messages logged; requests are info."
+    )
+    log_format: Literal["text", "json"] | None = Field(
+        None, description="text or json; by default text on a terminal, else json."
+    )
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _ignore_service_links(cls, port: object, info: ValidationInfo) -> object:
+        """Kubernetes sets LOSSEVAL_PORT=tcp://… beside a Service called losseval; that is not meant for us."""
+        del info
+        return 8000 if isinstance(port, str) and port.startswith("tcp://") else port
+
+
+def load(arguments: Sequence[str]) -> Settings:
+    """Reads flags, then the environment; an unknown flag or a bad value ends the process with status 2."""
+    return CliApp.run(Settings, cli_args=list(arguments))
+
+
+def ignored_variables(environ: Mapping[str, str]) -> list[str]:
+    """Returns the names of LOSSEVAL_… variables that set nothing here."""
+    names = {PREFIX + name.upper() for name in Settings.model_fields}
+    return sorted(
+        name
+        for name, value in environ.items()
+        if name.upper().startswith(PREFIX) and (name.upper() not in names or value.startswith("tcp://"))
+    )

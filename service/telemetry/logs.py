@@ -1,0 +1,52 @@
+"""Logs by structlog: text on a terminal, else one JSON object a line; the libraries' stdlib records join them."""
+
+import logging
+import sys
+from typing import Literal
+
+import orjson
+import structlog
+
+Format = Literal["text", "json"]
+
+
+def configure(*, level: str, format: Format | None) -> None:  # noqa: A002 - the setting's own name
+    """Sets up structlog and the root logger; without a format, text on a terminal and JSON elsewhere."""
+    is_text = format == "text" or (format is None and sys.stdout.isatty())
+    severity = logging.getLevelNamesMapping()[level.upper()]
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[*shared, *_rendering(is_text=is_text)],
+        wrapper_class=structlog.make_filtering_bound_logger(severity),
+        logger_factory=structlog.PrintLoggerFactory() if is_text else structlog.BytesLoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *_rendering(is_text=is_text),
+                *([] if is_text else [_decode]),
+            ],
+        )
+    )
+    logging.basicConfig(level=max(severity, logging.INFO), handlers=[handler], force=True)
+
+
+def _rendering(*, is_text: bool) -> list[structlog.typing.Processor]:
+    if is_text:
+        return [structlog.dev.ConsoleRenderer()]
+    return [
+        structlog.processors.dict_tracebacks,
+        structlog.processors.JSONRenderer(serializer=lambda event, **_: orjson.dumps(event, default=repr)),
+    ]
+
+
+def _decode(_: object, __: str, line: bytes) -> str:  # type: ignore[misc]
+    return line.decode()

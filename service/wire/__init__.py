@@ -1,0 +1,1 @@
+"""Bytes to arrays and back; pure, and sizes are checked before anything is allocated."""

@@ -1,0 +1,103 @@
+"""What is wrong with a JSON body, found slowly and said exactly; nothing here runs for a good request."""
+
+import json
+import math
+from typing import Any, NoReturn
+
+import simdjson
+
+from ..errors import DuplicateField, InvalidValue, MalformedJson, NumberOutOfRange, ServiceError
+
+EXPLAINED_BYTES = 1 << 20
+"""Larger bodies are refused without a position: the slow parser would hold up everyone else."""
+_DIGITS_OF_INT64 = 20
+
+JsonPath = tuple[str | int, ...]
+
+
+def pointer(path: JsonPath) -> str:
+    """Writes a JSON pointer as a URI fragment (RFC 6901, section 6; the escaping of section 3)."""
+    return "#" + "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
+
+
+def explain_malformed(body: bytes, reason: str) -> ServiceError:
+    """Says what a body that simdjson refused does wrong, with the position where it can be had."""
+    if not body.strip():
+        return MalformedJson("The body is empty; send a JSON object with logits and labels.")
+    if len(body) > EXPLAINED_BYTES:
+        return MalformedJson(f"{reason} (positions are given for bodies up to 1 MiB)")
+    try:
+        document = json.loads(
+            body.decode(),
+            parse_constant=_refuse_constant,
+            parse_int=_bounded_int,
+            object_pairs_hook=_unique,
+        )
+    except ServiceError as error:
+        return error
+    except json.JSONDecodeError as error:
+        return MalformedJson(f"{error.msg} at line {error.lineno} column {error.colno} (character {error.pos}).")
+    except UnicodeDecodeError as error:
+        return MalformedJson(f"Byte {error.start} is not UTF-8.")
+    except RecursionError:
+        return MalformedJson("Nested too deeply.")
+    return _unrepresentable(document, ()) or MalformedJson(f"{reason}.")
+
+
+def explain_element(name: str, path: JsonPath, value: Any) -> ServiceError:  # noqa: ANN401
+    """Names the first element that is not a number in an array that has one."""
+    if not isinstance(value, simdjson.Array):
+        return InvalidValue.at(pointer((name, *path)), f"{_describe(value)} is not a number")
+    for index, item in enumerate(value):
+        if isinstance(item, simdjson.Array):
+            if _is_numeric(item):
+                continue
+            return explain_element(name, (*path, index), item)
+        if isinstance(item, bool) or not isinstance(item, int | float):
+            return InvalidValue.at(pointer((name, *path, index)), f"{_describe(item)} is not a number")
+    return InvalidValue.at(pointer((name, *path)), "integers and other numbers beyond 64 bits are mixed")
+
+
+def _is_numeric(value: Any) -> bool:  # noqa: ANN401
+    try:
+        value.as_buffer(of_type="d")
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _describe(value: Any) -> str:  # noqa: ANN401
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        return 'a string other than "NaN", "Infinity" and "-Infinity" in logits or probability labels'
+    return "an object" if isinstance(value, simdjson.Object) else "a list"
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    detail = f'{name} is not JSON; send the string "{name}".'
+    raise MalformedJson(detail)
+
+
+def _bounded_int(digits: str) -> float:
+    return int(digits) if len(digits) <= _DIGITS_OF_INT64 else math.inf
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for index, name in enumerate(names) if name in names[:index])
+        raise DuplicateField.at(f"#/{twice[:64]}", "the name stands twice")
+    return found
+
+
+def _unrepresentable(value: Any, path: JsonPath) -> ServiceError | None:  # noqa: ANN401
+    """Finds a number that neither 64-bit integers nor doubles hold."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return next((error for key, item in items if (error := _unrepresentable(item, (*path, key)))), None)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and (math.isinf(value) or not -(2**63) <= value < 2**64) and not (isinstance(value, float) and math.isfinite(value)):
+        return NumberOutOfRange.at(pointer(path), "the number does not fit 64 bits")
+    return None

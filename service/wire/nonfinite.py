@@ -1,0 +1,64 @@
+"""NaN and the infinities, which JSON numbers cannot say: the strings "NaN", "Infinity" and "-Infinity"."""
+
+import math
+
+import numpy as np
+import orjson
+
+from ..dtypes import Array
+
+# Doubles far outside float32 that stand for the strings while simdjson parses; each is one exact 17-digit number, so
+# that no number a caller means can be mistaken for one. Logits are float32, for which any of them would be refused.
+_STAND_INS: tuple[tuple[bytes, float, float], ...] = (
+    (b'"NaN"', 8.1203954917240613e303, math.nan),
+    (b'"Infinity"', 8.1203954917240613e304, math.inf),
+    (b'"-Infinity"', 8.1203954917240613e305, -math.inf),
+)
+
+
+def substitute(body: bytes) -> tuple[bytes, int]:
+    """Replaces the three strings by numbers that `restore` turns back, and says how many there were."""
+    count = sum(body.count(text) for text, _, _ in _STAND_INS)
+    if count:
+        for text, number, _ in _STAND_INS:
+            body = body.replace(text, repr(number).encode())
+    return body, count
+
+
+def restore(numbers: Array) -> int:
+    """Puts NaN and infinities where `substitute` left stand-ins, in place, and says how many there were."""
+    count = 0
+    for _, number, value in _STAND_INS:
+        places = numbers == number
+        count += int(np.count_nonzero(places))
+        numbers[places] = value
+    return count
+
+
+def encode_number(number: float) -> object:
+    """Returns the number, or the string that says it in JSON."""
+    return number if math.isfinite(number) else _name(number)
+
+
+def encode_array(array: Array) -> object:
+    """Returns what orjson writes as the array, non-finite elements as strings.
+
+    orjson writes non-finite elements as null, and nothing else in an array of numbers is null: the nulls are replaced
+    in order.
+    """
+    encoded = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
+    pieces = encoded.split(b"null")
+    if len(pieces) == 1:
+        return orjson.Fragment(encoded)
+    flat = array.reshape(-1)
+    names = [f'"{_name(number)}"'.encode() for number in flat[~np.isfinite(flat)].tolist()]
+    whole = [pieces[0]]
+    for name, piece in zip(names, pieces[1:], strict=True):
+        whole += (name, piece)
+    return orjson.Fragment(b"".join(whole))
+
+
+def _name(number: float) -> str:
+    if math.isnan(number):
+        return "NaN"
+    return "Infinity" if number > 0 else "-Infinity"

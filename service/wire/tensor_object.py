@@ -1,0 +1,79 @@
+"""Tensor objects in JSON: {"dtype": "F32", "shape": [2, 3], "data": "<base64, little-endian, C order>"}."""
+
+import base64
+import binascii
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..dtypes import BY_NAME, FLOATS, WEIGHTS, Array, name_of
+from ..errors import InvalidValue, MissingField, ShapeMismatch, UnknownField, UnsupportedDtype
+
+KEYS = ("dtype", "shape", "data")
+MAX_RANK = 16
+ALLOWED: Mapping[str, tuple[str, ...]] = {
+    "logits": tuple(FLOATS),
+    "labels": tuple(BY_NAME),
+    "weight": WEIGHTS,
+    "sample_weight": WEIGHTS,
+    "grad_output": WEIGHTS,
+}
+
+
+def decode_tensor(name: str, fields: Mapping[str, object]) -> Array:
+    """Reads a tensor object; the bytes must be exactly those of the shape.
+
+    Raises:
+        UnknownField, MissingField, UnsupportedDtype, InvalidValue, ShapeMismatch: Each naming the key.
+    """
+    _check_keys(name, fields)
+    kind = fields["dtype"]
+    if not isinstance(kind, str) or kind not in ALLOWED[name]:
+        shown = kind if isinstance(kind, str) and len(kind) <= 8 else "this"  # noqa: PLR2004 - a dtype's name is short
+        detail = f"{shown} is not a dtype of {name}; send one of {', '.join(ALLOWED[name])}"
+        raise UnsupportedDtype.at(f"#/{name}/dtype", detail)
+    shape = _shape(name, fields["shape"])
+    data = fields["data"]
+    if not isinstance(data, str):
+        raise InvalidValue.at(f"#/{name}/data", "data must be a base64 string")
+    expected = math.prod(shape) * BY_NAME[kind].itemsize
+    if len(data) != 4 * -(-expected // 3):
+        detail = f"{len(data)} base64 characters, but shape {list(shape)} of {kind} takes {expected} bytes"
+        raise InvalidValue.at(f"#/{name}/data", detail)
+    # torch wants writable memory, hence the bytearray.
+    content = bytearray(_decode_base64(name, data))
+    if len(content) != expected:
+        detail = f"{len(content)} bytes, but shape {list(shape)} of {kind} takes {expected}"
+        raise InvalidValue.at(f"#/{name}/data", detail)
+    return np.frombuffer(content, dtype=BY_NAME[kind]).reshape(shape)
+
+
+def encode_tensor(array: Array) -> dict[str, object]:
+    """Writes an array as a tensor object."""
+    data = base64.b64encode(np.ascontiguousarray(array).view(np.uint8)).decode() if array.size else ""
+    return {"dtype": name_of(array), "shape": list(array.shape), "data": data}
+
+
+def _check_keys(name: str, fields: Mapping[str, object]) -> None:
+    for key in fields:
+        if key not in KEYS:
+            raise UnknownField.at(f"#/{name}/{key[:64]}", f"a tensor object has {', '.join(KEYS)} and nothing else")
+    for key in KEYS:
+        if fields.get(key) is None:
+            raise MissingField.at(f"#/{name}/{key}", "a tensor object needs it")
+
+
+def _shape(name: str, shape: object) -> tuple[int, ...]:
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+        raise InvalidValue.at(f"#/{name}/shape", "shape must be a list of integers >= 0")
+    if len(shape) > MAX_RANK:
+        raise ShapeMismatch.at(f"#/{name}/shape", f"rank {len(shape)}; ranks up to {MAX_RANK} are supported")
+    return tuple(shape)
+
+
+def _decode_base64(name: str, data: str) -> bytes:
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidValue.at(f"#/{name}/data", f"not base64 (RFC 4648, padded): {error}") from None

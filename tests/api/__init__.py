@@ -1,0 +1,1 @@
+"""Tests of the HTTP contract against a running server."""

@@ -1,0 +1,1 @@
+"""Tests of the numbers: against textbook mathematics, PyTorch and the accuracy bars."""
