@@ -16,14 +16,7 @@ def main() -> None:
         app = create_app(settings)
     except ValueError as error:
         sys.exit(f"losseval: {error}")
-    server.build(
-        app,
-        host=settings.host,
-        port=settings.port,
-        health=app.state.health,
-        shutdown_timeout_s=settings.shutdown_timeout,
-        drain_delay_s=settings.drain_delay,
-    ).run()
+    server.build(app, settings).run()
 
 
 if __name__ == "__main__":

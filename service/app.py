@@ -18,6 +18,7 @@ from .api.health import Health
 from .api.middleware.method_semantics import MethodSemantics
 from .api.middleware.observation import Observation
 from .api.middleware.problem_answers import ProblemAnswers, pass_on
+from .dtypes import Array
 from .engine.admission import Admission, Reason
 from .engine.batch_plan import BatchLimits, ClosedBy
 from .engine.batcher import Batcher
@@ -36,9 +37,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """Builds the application; without settings, from the environment alone."""
     settings = settings or Settings()
     device = TorchDevice(settings.device, threads=settings.threads)
-    metrics = Metrics(
-        version=__version__, device=device.name, reasons=get_args(Reason), closers=get_args(ClosedBy)
-    )
+    metrics = Metrics(version=__version__, device=device.name, reasons=get_args(Reason), closers=get_args(ClosedBy))
     batch_elements = settings.max_batch_elements or _BATCH_ELEMENTS[device.device.type]
     batch_limits = BatchLimits(batch_elements, settings.max_batch_requests)
     batcher = Batcher(device, batch_limits, clock=time.monotonic, metrics=metrics)
@@ -110,6 +109,6 @@ def _announce(settings: Settings, device: TorchDevice) -> None:
 
 async def _warm_up(evaluator: Evaluator) -> None:
     """Runs one evaluation, so that the first caller doesn't pay for torch's lazy start."""
-    arrays = {"logits": np.zeros((2, 2), np.float32), "labels": np.zeros(2, np.int64)}
+    arrays: dict[str, Array] = {"logits": np.zeros((2, 2), np.float32), "labels": np.zeros(2, np.int64)}
     options = LossOptions(include=("loss", "losses", "gradients"))
     await evaluator.evaluate(arrays, options, deadline=time.monotonic() + 60)

@@ -5,6 +5,7 @@
     ├── DuplicateField           a name stands twice
     ├── UnknownField             a name that does not belong
     ├── InvalidHeader            a header whose value can't be used
+    ├── MalformedRequest         not HTTP
     ├── MissingField             a required field is absent
     ├── InvalidValue             a wrong type or a value outside its range
     ├── NumberOutOfRange         a number its dtype cannot hold
@@ -21,12 +22,14 @@
         ├── Overloaded, Draining, NotReady
         └── InsufficientDeviceMemory
 
-An error carries data and writes its own message; what it means in HTTP is decided in `api.problems` alone.
+An error carries data and writes its own message. Its code, part of the HTTP contract, is its name in snake case; its title
+is its docstring. What it means in HTTP is decided in `api.problems` alone.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 MAX_FINDINGS = 10
 
@@ -40,143 +43,112 @@ class Finding:
 
 
 class ServiceError(Exception):
-    """The root of the tree; `code` is part of the HTTP contract."""
+    """The root of the tree."""
 
     code: ClassVar[str]
     title: ClassVar[str]
 
-    def __init__(self, detail: str, *, errors: Sequence[Finding] = (), errors_omitted: int = 0) -> None:
+    def __init_subclass__(cls) -> None:
+        cls.code = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+        cls.title = (cls.__doc__ or "").split("\n")[0].removesuffix(".")
+
+    def __init__(
+        self, detail: str, *, errors: Sequence[Finding] = (), errors_omitted: int = 0, **data: float | str
+    ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.errors = tuple(errors[:MAX_FINDINGS])
         self.errors_omitted = errors_omitted + len(errors[MAX_FINDINGS:])
-
-    @property
-    def data(self) -> dict[str, object]:
-        """Fields that belong to this kind of error alone."""
-        return {}
-
-
-class FieldError(ServiceError):
-    """An error with a place in the request."""
+        self.data = data
 
     @classmethod
-    def at(cls, pointer: str, detail: str) -> "FieldError":
-        """Builds the error for a single place."""
+    def at(cls, pointer: str, detail: str) -> Self:
+        """Builds the error for a single place in the request."""
         return cls(f"{pointer}: {detail}", errors=(Finding(pointer, detail),))
 
 
 class MalformedJson(ServiceError):
-    code = "malformed_json"
-    title = "The body is not valid JSON"
-
-
-class DuplicateField(FieldError):
-    code = "duplicate_field"
-    title = "A name stands twice"
-
-
-class UnknownField(FieldError):
-    code = "unknown_field"
-    title = "A name does not belong here"
-
-
-class InvalidHeader(ServiceError):
-    code = "invalid_header"
-    title = "A header's value cannot be used"
-
-
-class MissingField(FieldError):
-    code = "missing_field"
-    title = "A required field is missing"
-
-
-class InvalidValue(FieldError):
-    code = "invalid_value"
-    title = "A value has the wrong type or is outside its range"
-
-
-class NumberOutOfRange(FieldError):
-    code = "number_out_of_range"
-    title = "A number does not fit its dtype"
-
-
-class UnsupportedDtype(FieldError):
-    code = "unsupported_dtype"
-    title = "A dtype does not fit its field"
-
-
-class ShapeMismatch(FieldError):
-    code = "shape_mismatch"
-    title = "Shapes do not fit each other"
-
-
-class LabelOutOfRange(FieldError):
-    code = "label_out_of_range"
-    title = "A label is outside the class range"
-
-
-class LimitExceeded(ServiceError):
-    code = "limit_exceeded"
-    title = "The request is larger than a limit of this service"
-
-    def __init__(self, limit_name: str, limit: int, actual: int, advice: str) -> None:
-        super().__init__(f"{actual} exceeds {limit_name} = {limit}. {advice}")
-        self.limit_name = limit_name
-        self.limit = limit
-        self.actual = actual
-
-    @property
-    def data(self) -> dict[str, object]:
-        return {"limit_name": self.limit_name, "limit": self.limit, "actual": self.actual}
-
-
-class NotFound(ServiceError):
-    code = "not_found"
-    title = "There is nothing at this path"
-
-
-class MethodNotAllowed(ServiceError):
-    code = "method_not_allowed"
-    title = "The path does not take this method"
-
-
-class NotAcceptable(ServiceError):
-    code = "not_acceptable"
-    title = "No acceptable response type"
-
-
-class UnsupportedMediaType(ServiceError):
-    code = "unsupported_media_type"
-    title = "The body's media type is not supported"
-
-
-class UnsupportedContentEncoding(ServiceError):
-    code = "unsupported_content_encoding"
-    title = "The body's content encoding is not supported"
+    """The body is not valid JSON."""
 
 
 class MalformedRequest(ServiceError):
-    code = "malformed_request"
-    title = "The bytes are not an HTTP request"
+    """The bytes are not an HTTP request."""
+
+
+class DuplicateField(ServiceError):
+    """A name stands twice."""
+
+
+class UnknownField(ServiceError):
+    """A name does not belong here."""
+
+
+class InvalidHeader(ServiceError):
+    """A header's value cannot be used."""
+
+
+class MissingField(ServiceError):
+    """A required field is missing."""
+
+
+class InvalidValue(ServiceError):
+    """A value has the wrong type or is outside its range."""
+
+
+class NumberOutOfRange(ServiceError):
+    """A number does not fit its dtype."""
+
+
+class UnsupportedDtype(ServiceError):
+    """A dtype does not fit its field."""
+
+
+class ShapeMismatch(ServiceError):
+    """Shapes do not fit each other."""
+
+
+class LabelOutOfRange(ServiceError):
+    """A label is outside the class range."""
+
+
+class LimitExceeded(ServiceError):
+    """The request is larger than a limit of this service."""
+
+    def __init__(self, limit_name: str, limit: int, actual: int, advice: str) -> None:
+        detail = f"{actual} exceeds {limit_name} = {limit}. {advice}"
+        super().__init__(detail, limit_name=limit_name, limit=limit, actual=actual)
+
+
+class NotFound(ServiceError):
+    """There is nothing at this path."""
+
+
+class MethodNotAllowed(ServiceError):
+    """The path does not take this method."""
+
+
+class NotAcceptable(ServiceError):
+    """No acceptable response type."""
+
+
+class UnsupportedMediaType(ServiceError):
+    """The body's media type is not supported."""
+
+
+class UnsupportedContentEncoding(ServiceError):
+    """The body's content encoding is not supported."""
 
 
 class RequestTimeout(ServiceError):
-    code = "request_timeout"
-    title = "The body came too slowly"
+    """The body came too slowly."""
 
 
 class DeadlineExceeded(ServiceError):
-    code = "deadline_exceeded"
-    title = "The answer would have come too late"
+    """The answer would have come too late."""
 
 
 class InternalError(ServiceError):
-    code = "internal_error"
-    title = "The service failed"
-
-    def __init__(self) -> None:
-        super().__init__("A bug in the service; the request id finds it in the log.")
+    """The service failed."""
 
 
 class Unavailable(ServiceError):
@@ -188,24 +160,16 @@ class Unavailable(ServiceError):
 
 
 class Overloaded(Unavailable):
-    code = "overloaded"
-    title = "The service has as much work as it takes on"
-
-    def __init__(self, detail: str, *, reason: str, retry_after_s: float = 1.0) -> None:
-        super().__init__(detail, retry_after_s=retry_after_s)
-        self.reason = reason
+    """The service has as much work as it takes on."""
 
 
 class Draining(Unavailable):
-    code = "draining"
-    title = "The service is shutting down"
+    """The service is shutting down."""
 
 
 class NotReady(Unavailable):
-    code = "not_ready"
-    title = "The service is starting"
+    """The service is starting."""
 
 
 class InsufficientDeviceMemory(Unavailable):
-    code = "insufficient_device_memory"
-    title = "The device has no memory left for this request"
+    """The device has no memory left for this request."""

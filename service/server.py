@@ -5,9 +5,11 @@ import signal
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from .api.health import Health
 from .api.protocol import HttpProtocol
+from .settings import Settings
 
 
 class Server(uvicorn.Server):
@@ -35,12 +37,12 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def build(app: object, *, host: str, port: int, health: Health, shutdown_timeout_s: int, drain_delay_s: float) -> Server:
+def build(app: FastAPI, settings: Settings) -> Server:
     """Configures the server: uvloop, httptools, no access log (there is one line a request already)."""
     config = uvicorn.Config(
-        app,  # type: ignore[arg-type]
-        host=host,
-        port=port,
+        app,
+        host=settings.host,
+        port=settings.port,
         loop="uvloop",
         http=HttpProtocol,
         ws="none",
@@ -50,6 +52,6 @@ def build(app: object, *, host: str, port: int, health: Health, shutdown_timeout
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=shutdown_timeout_s,
+        timeout_graceful_shutdown=settings.shutdown_timeout,
     )
-    return Server(config, health, drain_delay_s=drain_delay_s)
+    return Server(config, app.state.health, drain_delay_s=settings.drain_delay)

@@ -115,7 +115,7 @@ def add_documentation(app: FastAPI) -> None:
             app.openapi_schema = _complete(generate())
         return app.openapi_schema
 
-    app.openapi = openapi  # type: ignore[method-assign] - FastAPI's documented way
+    app.openapi = openapi  # type: ignore[method-assign]
 
     @app.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:
@@ -133,13 +133,19 @@ def _complete(document: dict[str, Any]) -> dict[str, Any]:
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     operation = document["paths"][cross_entropy.PATH]["post"]
     template = "#/components/schemas/{model}"
-    for name, schema in (*operation.pop("x-schemas").items(), ("Problem", Problem.model_json_schema(ref_template=template))):
+    for name, schema in (
+        *operation.pop("x-schemas").items(),
+        ("Problem", Problem.model_json_schema(ref_template=template)),
+    ):
         for inner, definition in schema.pop("$defs", {}).items():
             schemas.setdefault(inner, definition)
         schemas[name] = schema
     for path in document["paths"].values():
         for method in path.values():
-            default = {"description": "Any error.", "content": {MEDIA_TYPE: {"schema": {"$ref": template.format(model="Problem")}}}}
+            default = {
+                "description": "Any error.",
+                "content": {MEDIA_TYPE: {"schema": {"$ref": template.format(model="Problem")}}},
+            }
             method["responses"].setdefault("default", default)
             if "HTTPValidationError" in str(method["responses"].get("422")):  # FastAPI's own, which never leaves here
                 del method["responses"]["422"]

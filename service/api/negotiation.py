@@ -51,7 +51,7 @@ def _weight(accept: str, media_type: str) -> float:
         name, *parameters = (piece.strip() for piece in part.split(";"))
         quality = next((piece[2:] for piece in parameters if piece.startswith("q=")), "1")
         ranges[name] = _quality(quality)
-    main = media_type.split("/")[0]
+    main = media_type.split("/", maxsplit=1)[0]
     return next((ranges[name] for name in (media_type, f"{main}/*", "*/*") if name in ranges), 0.0)
 
 

@@ -41,7 +41,8 @@ PROBLEMS: dict[type[ServiceError], ProblemType] = {
     errors.MissingField: ProblemType(422, "Add the field; logits and labels are always required."),
     errors.InvalidValue: ProblemType(422, "Correct the value each pointer names."),
     errors.NumberOutOfRange: ProblemType(
-        422, "Nested logits are float32. A tensor object of dtype F64 holds larger numbers, precision=high computes them."
+        422,
+        "Nested logits are float32. A tensor object of dtype F64 holds larger numbers, precision=high computes them.",
     ),
     errors.UnsupportedDtype: ProblemType(422, "Cast the tensor to one of the dtypes the detail lists."),
     errors.ShapeMismatch: ProblemType(
@@ -112,4 +113,4 @@ def from_framework(error: HTTPException, path: str) -> ServiceError:
         return errors.MethodNotAllowed("The Allow header lists the methods this path takes.")
     if error.status_code == HTTPStatus.NOT_FOUND:
         return errors.NotFound(f"There is nothing at {path[:128]!r}; /docs lists what there is.")
-    return errors.InternalError()
+    return errors.InternalError("The request id finds what happened in the log.")

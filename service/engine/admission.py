@@ -128,7 +128,7 @@ class Admission:
 
     def _refusal(self, reason: Reason, detail: str) -> Overloaded:
         self._count(reason)
-        return Overloaded(detail, reason=reason, retry_after_s=max(1, math.ceil(self.queue_s)))
+        return Overloaded(detail, retry_after_s=max(1, math.ceil(self.queue_s)))
 
     def _count(self, reason: Reason) -> None:
         if self.metrics is not None:

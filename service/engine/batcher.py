@@ -123,9 +123,7 @@ class Batcher:
             detail = "The service is shutting down; send the request to another replica or again in a moment."
             raise Draining(detail)
         done: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
-        self._waiting.add(
-            Job(evaluation, evaluation.batch_key, evaluation.elements, deadline, self._clock(), done)
-        )
+        self._waiting.add(Job(evaluation, evaluation.batch_key, evaluation.elements, deadline, self._clock(), done))
         self._arrival.set()
         return await done
 

@@ -37,10 +37,14 @@ class Inputs:
         arithmetic = np.float64 if _is_wide(first) else np.float32
         arrays = {"logits": _joined([one.logits for one in evaluations])}
         arrays["labels"] = _joined([one.labels for one in evaluations])
-        if any(one.row_weight is not None for one in evaluations):
-            weights = [np.ones(one.rows) if one.row_weight is None else one.row_weight for one in evaluations]
+        weightings = [one.weighting for one in evaluations]
+        if any(one.row_weight is not None for one in weightings):
+            weights = [
+                np.ones(one.rows) if one.weighting.row_weight is None else one.weighting.row_weight
+                for one in evaluations
+            ]
             arrays["row_weight"] = _joined(weights).astype(arithmetic)
-        scales = [one.gradient_scale for one in evaluations if one.gradient_scale is not None]
+        scales = [one.gradient_scale for one in weightings if one.gradient_scale is not None]
         if scales:
             scale = _joined(scales)
             arrays["gradient_scale"] = scale.astype(arithmetic)
@@ -153,4 +157,3 @@ def _joined(arrays: Sequence[Array]) -> Array:
 
 def _is_wide(evaluation: Evaluation) -> bool:
     return evaluation.logits.dtype == np.float64 or evaluation.formula.precision == "high"
-

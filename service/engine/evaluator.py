@@ -46,7 +46,7 @@ class Evaluator:
             deadline: On the engine's clock; the work is dropped when it passes.
 
         Raises:
-            FieldError, LimitExceeded: The request is wrong.
+            ServiceError: The request is wrong.
             DeadlineExceeded, Unavailable: It could not be computed in time, or not now.
         """
         try:

@@ -19,6 +19,7 @@ Rows are independent of their neighbours down to the last bit: reductions always
 with at least two rows, because torch splits a single long row across threads.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -173,7 +174,7 @@ def _blocks(shape: torch.Size, dtype: torch.dtype) -> Iterator[slice]:
     rows, classes = shape
     count = max(1, rows // max(2, BLOCK_BYTES // (classes * dtype.itemsize)))
     edges = [rows * i // count for i in range(count + 1)]
-    return (slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False))
+    return (slice(start, stop) for start, stop in itertools.pairwise(edges))
 
 
 def _shift(block: _Block, terms: _Terms) -> tuple[Tensor, Tensor]:
@@ -286,7 +287,9 @@ def _probability_rows(block: _Block, terms: _Terms) -> dict[str, Tensor]:
     if "gradient_norm" in outputs:
         found["gradient_norm"] = _distance(e / z, t, k, rest / z)
     if "probabilities" in outputs:
-        block.matrices["probabilities"].copy_(e / z).scatter_(1, k, z.reciprocal().to(block.matrices["probabilities"].dtype))
+        block.matrices["probabilities"].copy_(e / z).scatter_(
+            1, k, z.reciprocal().to(block.matrices["probabilities"].dtype)
+        )
 
     a_k = a.gather(1, k)
     others = a.scatter(1, k, 0.0).sum(1, keepdim=True)

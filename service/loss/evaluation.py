@@ -6,6 +6,7 @@ import numpy as np
 
 from ..dtypes import Array
 from .options import Formula, LossOptions
+from .weighting import Weighting
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +29,8 @@ class Warning_:  # noqa: N801 - `Warning` is a builtin
 class Evaluation:
     """A validated request.
 
-    `logits` is (R, C) and contiguous. `labels` is (R,) int64, with 0 in ignored rows, or (R, C). `ignored`,
-    `row_weight` and `gradient_scale` are (R,) or None for nothing ignored, all ones, and no gradients.
+    `logits` is (R, C) and contiguous. `labels` is (R,) int64, with 0 in ignored rows, or (R, C). `ignored` is (R,), or
+    None for nothing ignored.
     """
 
     options: LossOptions
@@ -38,9 +39,7 @@ class Evaluation:
     logits: Array
     labels: Array
     ignored: Array | None
-    row_weight: Array | None
-    gradient_scale: Array | None
-    normalizer: float
+    weighting: Weighting
     warnings: tuple[Warning_, ...]
 
     @property

@@ -39,10 +39,12 @@ def reduce(evaluation: Evaluation, rows: Mapping[str, Array]) -> Answer:
         ignored_count = 0 if ignored is None else int(np.count_nonzero(ignored))
         values: dict[str, object] = {}
         if "loss" in options.include and options.reduction != "none":
-            values["loss"] = loss_sum if options.reduction == "sum" else _ratio(loss_sum, evaluation.normalizer)
+            values["loss"] = (
+                loss_sum if options.reduction == "sum" else _ratio(loss_sum, evaluation.weighting.normalizer)
+            )
         values |= {
             "loss_sum": loss_sum,
-            "normalizer": evaluation.normalizer,
+            "normalizer": evaluation.weighting.normalizer,
             "count": evaluation.rows - ignored_count,
             "ignored": ignored_count,
         }
@@ -70,7 +72,7 @@ def _shaped(name: str, rows: Array, evaluation: Evaluation) -> Array:
 
 def _warnings(evaluation: Evaluation, rows: Mapping[str, Array]) -> tuple[Warning_, ...]:
     found = []
-    weight = evaluation.row_weight
+    weight = evaluation.weighting.row_weight
     bad_logits = ~np.isfinite(rows["maximum"])
     if bad_logits.any():
         bad_logits &= True if weight is None else weight != 0
@@ -80,7 +82,7 @@ def _warnings(evaluation: Evaluation, rows: Mapping[str, Array]) -> tuple[Warnin
     bad_losses = ~np.isfinite(rows["losses"])
     if bad_losses.any():
         found.append(Warning_.of("nonfinite_loss", "Losses are NaN or infinite.", bad_losses))
-    if evaluation.normalizer == 0 and evaluation.options.reduction == "mean":
+    if evaluation.weighting.normalizer == 0 and evaluation.options.reduction == "mean":
         detail = "No sample counts (all ignored, or all weights are 0): the mean is NaN and the gradients are 0."
         found.append(Warning_.of("all_ignored", detail, np.ones(evaluation.rows, dtype=bool)))
     return tuple(found)

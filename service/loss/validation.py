@@ -4,27 +4,25 @@ A label outside the classes is a device-side assertion on CUDA that takes the pr
 in their own dtype, in full width, here.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..dtypes import FLOATS, WEIGHTS, Array, name_of
+from ..dtypes import FLOATS, Array, name_of
 from ..errors import (
-    MAX_FINDINGS,
-    FieldError,
-    Finding,
     InvalidValue,
     LabelOutOfRange,
     LimitExceeded,
     MissingField,
-    NumberOutOfRange,
+    ServiceError,
     ShapeMismatch,
     UnsupportedDtype,
 )
 from .evaluation import Evaluation, Warning_, sample_shape, to_rows
 from .options import DEFAULT_IGNORE_INDEX, MAX_RANK, Formula, LossOptions
+from .places import error_at, shape_text
+from .weighting import check_range, class_weights, weigh
 
 PROBABILITY_TOLERANCE = 1e-3
 """How far a row of probabilities given as the model's answer may be from summing to 1."""
@@ -49,7 +47,7 @@ def validate(arrays: Mapping[str, Array], options: LossOptions, limits: SizeLimi
         limits: The largest sizes accepted.
 
     Raises:
-        FieldError: One of its kinds, naming the offending places.
+        ServiceError: One of its kinds, naming the offending places.
         LimitExceeded: More classes or elements than `limits` allow.
     """
     logits, labels = _required(arrays, "logits"), _required(arrays, "labels")
@@ -59,8 +57,7 @@ def validate(arrays: Mapping[str, Array], options: LossOptions, limits: SizeLimi
     rows = to_rows(logits, options.class_axis)
     if options.input == "probabilities":
         _check_probabilities(rows, shape)
-    class_weight = _class_weight(arrays.get("weight"), rows.shape[1])
-    sample_weight = _sample_weight(arrays.get("sample_weight"), shape)
+    class_weight = class_weights(arrays["weight"], rows.shape[1]) if "weight" in arrays else None
     warnings: list[Warning_] = []
     ignored: Array | None = None
     if has_indices:
@@ -72,10 +69,17 @@ def validate(arrays: Mapping[str, Array], options: LossOptions, limits: SizeLimi
         warnings.append(_softmax_twice(rows.shape[0]))
 
     formula = _formula(options, class_weight, has_indices=has_indices)
-    normalizer, row_weight = _weigh(flat, ignored, sample_weight, class_weight, options)
-    scale = _gradient_scale(arrays.get("grad_output"), shape, row_weight, normalizer, options)
-    _check_range(rows.dtype, formula, class_weight, row_weight, scale)
-    return Evaluation(options, formula, logits.shape, rows, flat, ignored, row_weight, scale, normalizer, tuple(warnings))
+    weighting = weigh(
+        flat,
+        shape,
+        options,
+        ignored=ignored,
+        class_weight=class_weight,
+        sample_weight=arrays.get("sample_weight"),
+        grad_output=arrays.get("grad_output"),
+    )
+    check_range(rows.dtype, formula, class_weight, weighting)
+    return Evaluation(options, formula, logits.shape, rows, flat, ignored, weighting, tuple(warnings))
 
 
 def _required(arrays: Mapping[str, Array], name: str) -> Array:
@@ -91,7 +95,7 @@ def _check_logits(logits: Array, options: LossOptions, limits: SizeLimits) -> No
         raise ShapeMismatch.at("#/logits", f"logits have rank {logits.ndim}; ranks 1 to {MAX_RANK} are supported")
     classes = logits.shape[-1 if options.class_axis == -1 or logits.ndim == 1 else 1]
     if classes == 0:
-        raise ShapeMismatch.at("#/logits", f"logits of shape {_text(logits.shape)} have no classes")
+        raise ShapeMismatch.at("#/logits", f"logits of shape {shape_text(logits.shape)} have no classes")
     if classes > limits.max_classes:
         raise LimitExceeded("MAX_CLASSES", limits.max_classes, classes, "Send fewer classes.")
     if logits.size > limits.max_elements:
@@ -108,14 +112,14 @@ def _has_index_labels(logits: Array, labels: Array, shape: tuple[int, ...], opti
     if labels.ndim == logits.ndim - 1 and labels.shape == shape:
         if name_of(labels) in FLOATS:
             detail = (
-                f"labels of shape {_text(shape)} are class indices, which are integers, not {name_of(labels)}; "
+                f"labels of shape {shape_text(shape)} are class indices, which are integers, not {name_of(labels)}; "
                 "cast them (labels.astype('int64') in numpy, labels.long() in torch)"
             )
             raise UnsupportedDtype.at("#/labels", detail)
         return True
     detail = (
-        f"labels have shape {_text(labels.shape)}; logits of shape {_text(logits.shape)} go with class indices "
-        f"of shape {_text(shape)} or probabilities of shape {_text(logits.shape)}"
+        f"labels have shape {shape_text(labels.shape)}; logits of shape {shape_text(logits.shape)} go with class indices "
+        f"of shape {shape_text(shape)} or probabilities of shape {shape_text(logits.shape)}"
     )
     for other in (1, -1):
         if logits.ndim > 2 and other != options.class_axis and labels.shape == sample_shape(logits.shape, other):  # noqa: PLR2004 - below rank 3 both axes are the same
@@ -129,7 +133,8 @@ def _check_probabilities(rows: Array, shape: tuple[int, ...]) -> None:
     good = inside & (np.abs(wide.sum(axis=1) - 1) <= PROBABILITY_TOLERANCE)
     if not good.all():
         detail = "the row is not in [0, 1] or does not sum to 1 within 1e-3; is it input=logits?"
-        raise _at_rows(InvalidValue, "logits", "rows are not probabilities", ~good, shape, lambda _: detail)
+        summary = f"{np.count_nonzero(~good)} rows of the logits are not probabilities"
+        raise error_at(InvalidValue, "logits", summary, bad=~good, shape=shape, describe=lambda _: detail)
 
 
 def _check_indices(
@@ -151,15 +156,17 @@ def _check_indices(
     return np.where(ignored, 0, flat).astype(np.int64), ignored if ignored.any() else None
 
 
-def _label_error(flat: Array, bad: Array, shape: tuple[int, ...], classes: int, ignore_index: int) -> FieldError:
+def _label_error(flat: Array, bad: Array, shape: tuple[int, ...], classes: int, ignore_index: int) -> ServiceError:
     rule = f"in [0, {classes - 1}] and not ignore_index ({ignore_index})"
     only = "1 label is" if bad.sum() == 1 else f"{bad.sum()} labels are"
     summary = f"{only} not {rule}"
     if ignore_index != DEFAULT_IGNORE_INDEX and (flat[bad] == DEFAULT_IGNORE_INDEX).any():
         summary += f"; did you mean ignore_index={DEFAULT_IGNORE_INDEX}?"
-    return _at_rows(
-        LabelOutOfRange, "labels", summary, bad, shape, lambda row: f"{flat[row]} is not in [0, {classes - 1}]", count=False
-    )
+
+    def describe(row: int) -> str:
+        return f"{flat[row]} is not in [0, {classes - 1}]"
+
+    return error_at(LabelOutOfRange, "labels", summary, bad=bad, shape=shape, describe=describe)
 
 
 def _probability_labels(rows: Array, logits_dtype: np.dtype[np.generic], options: LossOptions) -> Array:
@@ -197,39 +204,6 @@ def _softmax_twice(count: int) -> Warning_:
     return Warning_("logits_look_like_probabilities", detail, count, tuple(range(min(count, 10))))
 
 
-def _class_weight(weight: Array | None, classes: int) -> Array | None:
-    if weight is None:
-        return None
-    if weight.shape != (classes,):
-        detail = f"weight has shape {_text(weight.shape)}; {classes} classes need ({classes},)"
-        raise ShapeMismatch.at("#/weight", detail)
-    return _non_negative("weight", weight, (classes,))
-
-
-def _sample_weight(weight: Array | None, shape: tuple[int, ...]) -> Array | None:
-    if weight is None:
-        return None
-    if weight.shape != shape:
-        detail = f"sample_weight has shape {_text(weight.shape)}; class indices have {_text(shape)}"
-        raise ShapeMismatch.at("#/sample_weight", detail)
-    return _non_negative("sample_weight", weight, shape)
-
-
-def _non_negative(name: str, weight: Array, shape: tuple[int, ...]) -> Array:
-    flat = _wide(name, weight)
-    good = np.isfinite(flat) & (flat >= 0)
-    if not good.all():
-        detail = "not finite or negative"
-        raise _at_rows(InvalidValue, name, f"values are {detail}", ~good, shape, lambda row: f"{flat[row]} is {detail}")
-    return flat
-
-
-def _wide(name: str, array: Array) -> Array:
-    if name_of(array) not in WEIGHTS:
-        raise UnsupportedDtype.at(f"#/{name}", f"{name} is {name_of(array)}; send one of {', '.join(WEIGHTS)}")
-    return array.reshape(-1).astype(np.float64)
-
-
 def _formula(options: LossOptions, class_weight: Array | None, *, has_indices: bool) -> Formula:
     outputs = {"losses", "maximum"} | ({*options.include} - {"loss", "summary"})
     if "summary" in options.include:
@@ -245,102 +219,3 @@ def _formula(options: LossOptions, class_weight: Array | None, *, has_indices: b
         outputs=frozenset(outputs),
         class_weight=None if class_weight is None else class_weight.tobytes(),
     )
-
-
-def _weigh(
-    labels: Array,
-    ignored: Array | None,
-    sample_weight: Array | None,
-    class_weight: Array | None,
-    options: LossOptions,
-) -> tuple[float, Array | None]:
-    """Returns the normalizer D and the factor of each row's loss, None for all ones.
-
-    D follows PyTorch: sum of v s w_y for indices, also with smoothing; sum of s for probabilities, never weighted.
-    """
-    count = labels.shape[0]
-    if ignored is None and sample_weight is None and (class_weight is None or labels.ndim > 1):
-        return float(count), None
-    factor = np.ones(count) if sample_weight is None else sample_weight
-    if ignored is not None:
-        factor = np.where(ignored, 0.0, factor)
-    if labels.ndim > 1 or class_weight is None:
-        return float(factor.sum()), factor
-    of_label = class_weight[labels]
-    normalizer = float((factor * of_label).sum())
-    if not options.z_loss and not (options.label_smoothing and class_weight.any()):
-        # Rows whose every coefficient is 0 contribute exact zeros even where their loss is infinite.
-        factor = np.where(of_label == 0, 0.0, factor)
-    return normalizer, factor
-
-
-def _gradient_scale(
-    grad_output: Array | None,
-    shape: tuple[int, ...],
-    row_weight: Array | None,
-    normalizer: float,
-    options: LossOptions,
-) -> Array | None:
-    """Returns what multiplies each row's gradient with respect to logits / temperature."""
-    upstream = _upstream(grad_output, shape, options)
-    if "gradients" not in options.include:
-        return None
-    scale = upstream / options.temperature
-    if options.reduction == "mean":
-        scale = scale / normalizer if normalizer else 0.0 * scale
-    rows = math.prod(shape)
-    return np.broadcast_to(scale, (rows,)) if row_weight is None else row_weight * scale
-
-
-def _upstream(grad_output: Array | None, shape: tuple[int, ...], options: LossOptions) -> Array:
-    if grad_output is None:
-        return np.ones(1)
-    if grad_output.shape != () and not (options.reduction == "none" and grad_output.shape == shape):
-        fits = f"a number or {_text(shape)}" if options.reduction == "none" else "a number"
-        detail = f"grad_output has shape {_text(grad_output.shape)}; reduction={options.reduction} takes {fits}"
-        raise ShapeMismatch.at("#/grad_output", detail)
-    flat = _wide("grad_output", grad_output)
-    finite = np.isfinite(flat)
-    if not finite.all():
-        raise _at_rows(
-            InvalidValue, "grad_output", "values are not finite", ~finite, grad_output.shape, lambda row: f"{flat[row]} is not finite"
-        )
-    return flat
-
-
-def _check_range(
-    dtype: np.dtype[np.generic], formula: Formula, class_weight: Array | None, row_weight: Array | None, scale: Array | None
-) -> None:
-    """Refuses numbers that float32 arithmetic would turn into zero or infinity."""
-    if dtype == np.float64 or formula.precision == "high":
-        return
-    largest, smallest = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
-    advice = "does not fit float32 arithmetic; precision=high computes in float64"
-    if not smallest <= formula.temperature <= largest:
-        raise NumberOutOfRange.at("#/temperature", f"{formula.temperature} {advice}")
-    if formula.z_loss > largest:
-        raise NumberOutOfRange.at("#/z_loss", f"{formula.z_loss} {advice}")
-    named = (("weight", class_weight), ("sample_weight", row_weight), ("grad_output", scale))
-    for name, array in named:
-        if array is not None and array.size and float(np.abs(array).max()) > largest:
-            detail = f"{name} (with the normalizer and temperature it is divided by) {advice}"
-            raise NumberOutOfRange.at(f"#/{name}", detail)
-
-
-def _at_rows(  # noqa: PLR0913 - one place builds every error that names elements
-    kind: type[FieldError], name: str, summary: str, bad: Array, shape: tuple[int, ...], detail: object, *, count: bool = True
-) -> FieldError:
-    """Builds an error that points to the first offending elements of an array of the given shape."""
-    rows = np.flatnonzero(bad)
-    findings = []
-    for row in rows[:MAX_FINDINGS].tolist():
-        place = "".join(f"/{index}" for index in np.unravel_index(row, shape)) if shape else ""
-        findings.append(Finding(f"#/{name}{place}", detail(row)))  # type: ignore[operator]
-    total = int(len(rows))
-    text = f"{total} {summary}." if count else f"{summary}."
-    return kind(text, errors=findings, errors_omitted=total - len(findings))
-
-
-def _text(shape: tuple[int, ...]) -> str:
-    """Writes a shape the way numpy and torch print it."""
-    return f"({shape[0]},)" if len(shape) == 1 else str(tuple(shape))

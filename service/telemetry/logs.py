@@ -48,5 +48,5 @@ def _rendering(*, is_text: bool) -> list[structlog.typing.Processor]:
     ]
 
 
-def _decode(_: object, __: str, line: bytes) -> str:  # type: ignore[misc]
-    return line.decode()
+def _decode(_: object, __: str, line: object) -> str:
+    return line.decode() if isinstance(line, bytes) else str(line)

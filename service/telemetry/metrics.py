@@ -48,7 +48,10 @@ class Metrics:
             registry=registry,
         )
         self.evaluations = Counter(
-            "losseval_evaluations_total", "Evaluations by wire format and result.", ("wire", "result"), registry=registry
+            "losseval_evaluations_total",
+            "Evaluations by wire format and result.",
+            ("wire", "result"),
+            registry=registry,
         )
         self.rows = Counter("losseval_rows_total", "Rows computed.", registry=registry)
         self.elements = Counter("losseval_elements_total", "Rows times classes computed.", registry=registry)

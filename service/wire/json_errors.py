@@ -98,6 +98,10 @@ def _unrepresentable(value: Any, path: JsonPath) -> ServiceError | None:  # noqa
         items = value.items() if isinstance(value, dict) else enumerate(value)
         return next((error for key, item in items if (error := _unrepresentable(item, (*path, key)))), None)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number and (math.isinf(value) or not -(2**63) <= value < 2**64) and not (isinstance(value, float) and math.isfinite(value)):
+    if (
+        is_number
+        and (math.isinf(value) or not -(2**63) <= value < 2**64)
+        and not (isinstance(value, float) and math.isfinite(value))
+    ):
         return NumberOutOfRange.at(pointer(path), "the number does not fit 64 bits")
     return None

@@ -51,7 +51,7 @@ def decode_tensor(name: str, fields: Mapping[str, object]) -> Array:
 
 def encode_tensor(array: Array) -> dict[str, object]:
     """Writes an array as a tensor object."""
-    data = base64.b64encode(np.ascontiguousarray(array).view(np.uint8)).decode() if array.size else ""
+    data = base64.b64encode(array.tobytes()).decode()
     return {"dtype": name_of(array), "shape": list(array.shape), "data": data}
 
 

@@ -41,7 +41,9 @@ class ProblemAnswers:
             _log.exception("unexpected error", request_id=record_of(scope).request_id)
             if has_started:
                 raise
-            await self._answer(scope, send, InternalError(), has_started=False)
+            await self._answer(
+                scope, send, InternalError("The request id finds what happened in the log."), has_started=False
+            )
 
     async def _answer(self, scope: Scope, send: Send, error: ServiceError, *, has_started: bool) -> None:
         if has_started:

@@ -1,0 +1,168 @@
+"""What each row counts: class and sample weights, ignored rows, the normalizer and the upstream gradient.
+
+All of it is known on the host before the kernel runs, in float64, and reaches the kernel as two factors a row.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..dtypes import WEIGHTS, Array, name_of
+from ..errors import InvalidValue, NumberOutOfRange, ShapeMismatch, UnsupportedDtype
+from .options import Formula, LossOptions
+from .places import error_at, shape_text
+
+
+@dataclass(frozen=True, slots=True)
+class Weighting:
+    """The factors of the rows.
+
+    `normalizer` is D, what the mean divides by. `row_weight` (R,) multiplies the losses, None for all ones.
+    `gradient_scale` (R,) multiplies the gradients with respect to logits / temperature, None where they aren't asked for.
+    """
+
+    normalizer: float
+    row_weight: Array | None
+    gradient_scale: Array | None
+
+
+def weigh(  # noqa: PLR0913 - all that decides what a row counts
+    labels: Array,
+    shape: tuple[int, ...],
+    options: LossOptions,
+    *,
+    ignored: Array | None,
+    class_weight: Array | None,
+    sample_weight: Array | None,
+    grad_output: Array | None,
+) -> Weighting:
+    """Computes the factors.
+
+    Args:
+        labels: (R,) class indices or (R, C) probabilities.
+        shape: The shape of class indices.
+        options: The scalar options.
+        ignored: (R,) mask of the ignored rows, or None.
+        class_weight: (C,) float64, or None.
+        sample_weight: As sent.
+        grad_output: As sent.
+
+    Raises:
+        ShapeMismatch, UnsupportedDtype, InvalidValue: `sample_weight` or `grad_output` is wrong.
+    """
+    samples = None if sample_weight is None else _sample_weight(sample_weight, shape)
+    upstream = _upstream(grad_output, shape, options)
+    normalizer, row_weight = _normalizer(labels, ignored, samples, class_weight, options)
+    if "gradients" not in options.include:
+        return Weighting(normalizer, row_weight, None)
+    scale = upstream / options.temperature
+    if options.reduction == "mean":
+        scale = scale / normalizer if normalizer else 0.0 * scale
+    rows = np.broadcast_to(scale, (labels.shape[0],)) if row_weight is None else row_weight * scale
+    return Weighting(normalizer, row_weight, rows)
+
+
+def _normalizer(
+    labels: Array,
+    ignored: Array | None,
+    sample_weight: Array | None,
+    class_weight: Array | None,
+    options: LossOptions,
+) -> tuple[float, Array | None]:
+    """Returns the normalizer D and the factor of each row's loss, None for all ones.
+
+    D follows PyTorch: sum of v s w_y for indices, also with smoothing; sum of s for probabilities, never weighted.
+    """
+    count = labels.shape[0]
+    if ignored is None and sample_weight is None and (class_weight is None or labels.ndim > 1):
+        return float(count), None
+    factor = np.ones(count) if sample_weight is None else sample_weight
+    if ignored is not None:
+        factor = np.where(ignored, 0.0, factor)
+    if labels.ndim > 1 or class_weight is None:
+        return float(factor.sum()), factor
+    of_label = class_weight[labels]
+    normalizer = float((factor * of_label).sum())
+    if not options.z_loss and not (options.label_smoothing and class_weight.any()):
+        # Rows whose every coefficient is 0 contribute exact zeros even where their loss is infinite.
+        factor = np.where(of_label == 0, 0.0, factor)
+    return normalizer, factor
+
+
+def class_weights(weight: Array, classes: int) -> Array:
+    """Checks the weights of the classes and returns them as (C,) float64.
+
+    Raises:
+        ShapeMismatch, UnsupportedDtype, InvalidValue: They don't fit, or are negative or not finite.
+    """
+    if weight.shape != (classes,):
+        detail = f"weight has shape {shape_text(weight.shape)}; {classes} classes need ({classes},)"
+        raise ShapeMismatch.at("#/weight", detail)
+    return _non_negative("weight", weight, (classes,))
+
+
+def _sample_weight(weight: Array, shape: tuple[int, ...]) -> Array:
+    if weight.shape != shape:
+        detail = f"sample_weight has shape {shape_text(weight.shape)}; class indices have {shape_text(shape)}"
+        raise ShapeMismatch.at("#/sample_weight", detail)
+    return _non_negative("sample_weight", weight, shape)
+
+
+def _non_negative(name: str, weight: Array, shape: tuple[int, ...]) -> Array:
+    flat = _wide(name, weight)
+    good = np.isfinite(flat) & (flat >= 0)
+    if not good.all():
+        problem = "negative or not finite"
+        summary = f"{np.count_nonzero(~good)} values of {name} are {problem}"
+        describe = lambda place: f"{flat[place]} is {problem}"  # noqa: E731 - named for the line's sake
+        raise error_at(InvalidValue, name, summary, bad=~good, shape=shape, describe=describe)
+    return flat
+
+
+def _wide(name: str, array: Array) -> Array:
+    if name_of(array) not in WEIGHTS:
+        raise UnsupportedDtype.at(f"#/{name}", f"{name} is {name_of(array)}; send one of {', '.join(WEIGHTS)}")
+    return array.reshape(-1).astype(np.float64)
+
+
+def _upstream(grad_output: Array | None, shape: tuple[int, ...], options: LossOptions) -> Array:
+    if grad_output is None:
+        return np.ones(1)
+    if grad_output.shape != () and not (options.reduction == "none" and grad_output.shape == shape):
+        fits = f"a number or {shape_text(shape)}" if options.reduction == "none" else "a number"
+        detail = f"grad_output has shape {shape_text(grad_output.shape)}; reduction={options.reduction} takes {fits}"
+        raise ShapeMismatch.at("#/grad_output", detail)
+    flat = _wide("grad_output", grad_output)
+    finite = np.isfinite(flat)
+    if not finite.all():
+        summary = f"{np.count_nonzero(~finite)} values of grad_output are not finite"
+        describe = lambda place: f"{flat[place]} is not finite"  # noqa: E731 - as above
+        raise error_at(InvalidValue, "grad_output", summary, bad=~finite, shape=grad_output.shape, describe=describe)
+    return flat
+
+
+def check_range(
+    dtype: np.dtype[np.generic], formula: Formula, class_weight: Array | None, weighting: Weighting
+) -> None:
+    """Refuses numbers that float32 arithmetic would turn into zero or infinity.
+
+    Raises:
+        NumberOutOfRange: Naming the option or array.
+    """
+    if dtype == np.float64 or formula.precision == "high":
+        return
+    largest, smallest = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
+    advice = "does not fit float32 arithmetic; precision=high computes in float64"
+    if not smallest <= formula.temperature <= largest:
+        raise NumberOutOfRange.at("#/temperature", f"{formula.temperature} {advice}")
+    if formula.z_loss > largest:
+        raise NumberOutOfRange.at("#/z_loss", f"{formula.z_loss} {advice}")
+    factors = {
+        "weight": class_weight,
+        "sample_weight": weighting.row_weight,
+        "grad_output": weighting.gradient_scale,
+    }
+    for name, array in factors.items():
+        if array is not None and array.size and float(np.abs(array).max()) > largest:
+            detail = f"{name} (with the normalizer and temperature it is divided by) {advice}"
+            raise NumberOutOfRange.at(f"#/{name}", detail)
