@@ -1,9 +1,10 @@
 """Every setting: an environment variable LOSSEVAL_… and a flag of the same name, validated at start."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 from .host import cpu_quota, memory_limit_bytes
@@ -72,15 +73,21 @@ class Settings(BaseSettings):
 
     @field_validator("port", mode="before")
     @classmethod
-    def _ignore_service_links(cls, port: object, info: ValidationInfo) -> object:
+    def _ignore_service_links(cls, port: object) -> object:
         """Kubernetes sets LOSSEVAL_PORT=tcp://… beside a Service called losseval; that is not meant for us."""
-        del info
         return 8000 if isinstance(port, str) and port.startswith("tcp://") else port
 
 
 def load(arguments: Sequence[str]) -> Settings:
     """Reads flags, then the environment; an unknown flag or a bad value ends the process with status 2."""
-    return CliApp.run(Settings, cli_args=list(arguments))
+    try:
+        return CliApp.run(Settings, cli_args=list(arguments))
+    except ValidationError as error:
+        for problem in error.errors():
+            name = str(problem["loc"][0])
+            flag = f"--{name.replace('_', '-')} ({PREFIX}{name.upper()})"
+            sys.stderr.write(f"losseval: {flag}: {problem['msg']}, not {problem['input']!r}\n")
+        sys.exit(2)
 
 
 def ignored_variables(environ: Mapping[str, str]) -> list[str]:

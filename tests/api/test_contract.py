@@ -158,7 +158,8 @@ def test_documentation_works_without_a_network(client: httpx.Client) -> None:
     assets = re.findall(r"""(?:src|href)\s*=\s*["']([^"'#]+)["']""", page.text)
     assert any(asset.endswith(".js") for asset in assets)
     assert any(asset.endswith(".css") for asset in assets)
-    assert "/openapi.json" in page.text or any("/openapi.json" in client.get(asset).text for asset in assets)
+    sources = [client.get(urljoin("/docs", asset)).text for asset in assets if asset.endswith(".js")]
+    assert any("openapi.json" in source for source in [page.text, *sources])
     for asset in assets:
         assert not re.match(r"(https?:)?//", asset)
         assert asset.startswith("data:") or client.get(urljoin("/docs", asset)).status_code == 200
@@ -172,6 +173,10 @@ def test_every_problem_type_has_a_page(code: str, client: httpx.Client) -> None:
     page = client.get(f"/problems/{slug}")
     assert page.status_code == 200
     assert code in page.text or slug in page.text
+
+
+def test_unknown_problem_type_has_no_page(client: httpx.Client) -> None:
+    check_problem(client.get("/problems/nothing"), 404, "not_found")
 
 
 def test_type_of_a_problem_leads_to_its_page(client: httpx.Client) -> None:

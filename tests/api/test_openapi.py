@@ -107,7 +107,6 @@ def test_request_examples_are_answered_as_the_response_examples_say(
     response = resolve(document, operation["responses"]["200"])["content"]["application/json"]
     sent, promised = named_examples(request), named_examples(response)
     assert sent
-    assert promised
     assert set(promised) <= set(sent)
     for name, body in sent.items():
         with subtests.test(name):

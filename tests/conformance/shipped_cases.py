@@ -122,7 +122,7 @@ def random_grad_output(case: Case, seed: int) -> torch.Tensor:
 
 def differentiate(case: Case, grad_output: torch.Tensor) -> Expected:
     """Evaluate the case in float64 on the same, already rounded, input."""
-    leaf = case.logits.double().requires_grad_()
+    leaf = case.logits.double().clone().requires_grad_()
     labels = case.labels.double() if case.labels.is_floating_point() else case.labels
     options = dict(case.options)
     if options.get("weight") is not None:

@@ -1,0 +1,192 @@
+"""The batcher under cancellation, failure and deadlines."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+import numpy as np
+import pytest
+
+from service.engine.batch_plan import BatchLimits
+from service.engine.batcher import Batcher, Computed
+from service.errors import DeadlineExceeded, Draining, InsufficientDeviceMemory
+from service.loss.evaluation import Evaluation
+from tests.unit.fakes import FakeClock, FakeDevice, RecordedBatches, an_evaluation, outcome, settle
+
+FOREVER = 1e9
+
+
+class Bench:
+    """A batcher on a fake device whose first batch, a lone request, is held until the gate opens."""
+
+    def __init__(self, *, max_elements: int = 100, max_requests: int = 10) -> None:
+        self.clock = FakeClock()
+        self.device = FakeDevice()
+        self.metrics = RecordedBatches()
+        limits = BatchLimits(max_elements, max_requests)
+        self.batcher = Batcher(self.device, limits, clock=self.clock, metrics=self.metrics)
+
+    async def occupy(self) -> asyncio.Task[Computed]:
+        self.batcher.start()
+        first = self.submit(-1.0)
+        await self.device.is_running.wait()
+        return first
+
+    def submit(self, value: float, *, deadline: float = FOREVER, rows: int = 1) -> asyncio.Task[Computed]:
+        evaluation = an_evaluation(value, rows=rows)
+        return asyncio.ensure_future(self.batcher.submit(evaluation, deadline=deadline))
+
+    async def finish(self) -> None:
+        self.device.gate.set()
+        await self.batcher.close()
+
+
+def run(scenario: Callable[[Bench], Awaitable[None]], **limits: int) -> None:
+    async def main() -> None:
+        await scenario(Bench(**limits))
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+
+
+def loss_of(computed: Computed) -> float:
+    return float(computed.rows["losses"][0])
+
+
+def test_cancelling_one_of_three_leaves_the_others_their_results() -> None:
+    async def scenario(bench: Bench) -> None:
+        _ = await bench.occupy()
+        callers = [bench.submit(value) for value in (1.0, 2.0, 3.0)]
+        await settle()
+        callers[1].cancel()
+        await settle()
+        bench.device.gate.set()
+        assert loss_of(await callers[0]) == 1.0
+        assert loss_of(await callers[2]) == 3.0
+        assert bench.device.batches == [1, 2]
+        await bench.finish()
+
+    run(scenario)
+
+
+def test_cancelling_a_member_while_its_batch_runs_leaves_the_others_their_results() -> None:
+    async def scenario(bench: Bench) -> None:
+        first = await bench.occupy()
+        first.cancel()
+        second = bench.submit(2.0)
+        await settle()
+        bench.device.gate.set()
+        assert loss_of(await second) == 2.0
+        await bench.finish()
+
+    run(scenario)
+
+
+def test_only_the_member_that_fails_fails() -> None:
+    async def scenario(bench: Bench) -> None:
+        def poison(evaluations: Sequence[Evaluation]) -> Exception | None:
+            return RuntimeError("poison") if any(one.logits[0, 0] == 2.0 for one in evaluations) else None
+
+        bench.device.fails = poison
+        _ = await bench.occupy()
+        callers = [bench.submit(value) for value in (1.0, 2.0, 3.0)]
+        await settle()
+        bench.device.gate.set()
+        results = [await outcome(caller) for caller in callers]
+        assert isinstance(results[1], RuntimeError)
+        assert [loss_of(result) for result in (results[0], results[2])] == [1.0, 3.0]  # type: ignore[arg-type]
+        assert bench.device.batches == [1, 3, 1, 1, 1]
+        await bench.finish()
+
+    run(scenario)
+
+
+def test_out_of_memory_halves_the_batch_until_it_fits() -> None:
+    async def scenario(bench: Bench) -> None:
+        def too_big(evaluations: Sequence[Evaluation]) -> Exception | None:
+            rows = sum(one.rows for one in evaluations)
+            return InsufficientDeviceMemory("full") if rows > 2 else None
+
+        bench.device.fails = too_big
+        _ = await bench.occupy()
+        callers = [bench.submit(value) for value in (1.0, 2.0, 3.0)] + [bench.submit(4.0, rows=3)]
+        await settle()
+        bench.device.gate.set()
+        results = [await outcome(caller) for caller in callers]
+        assert [loss_of(result) for result in results[:3]] == [1.0, 2.0, 3.0]  # type: ignore[arg-type]
+        assert isinstance(results[3], InsufficientDeviceMemory)
+        assert bench.device.batches == [1, 4, 2, 2, 1, 1]
+        await bench.finish()
+
+    run(scenario)
+
+
+def test_a_request_that_expires_in_the_queue_is_answered_without_being_computed() -> None:
+    async def scenario(bench: Bench) -> None:
+        _ = await bench.occupy()
+        late, patient = bench.submit(1.0, deadline=5.0), bench.submit(2.0, deadline=5.1)
+        await settle()
+        bench.clock.now = 5.0
+        bench.device.gate.set()
+        assert isinstance(await outcome(late), DeadlineExceeded)
+        assert loss_of(await patient) == 2.0
+        assert bench.device.batches == [1, 1]
+        await bench.finish()
+
+    run(scenario)
+
+
+def test_what_arrives_together_runs_together_and_is_split_by_rows() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.device.gate.set()
+        bench.batcher.start()
+        callers = [bench.submit(float(rows), rows=rows) for rows in (1, 2, 3)]
+        for caller, rows in zip(callers, (1, 2, 3), strict=True):
+            computed = await caller
+            np.testing.assert_array_equal(computed.rows["losses"], np.full(rows, float(rows), np.float32))
+            assert (computed.batch_requests, computed.batch_rows) == (3, 6)
+            assert computed.compute_share_s == pytest.approx(rows / 6)
+        figures = {"requests": 3, "rows": 6, "elements": 12, "closed_by": "idle"}
+        assert bench.metrics.batches == [figures]
+        await bench.finish()
+
+    run(scenario)
+
+
+def test_the_queue_time_is_that_from_arrival_to_start() -> None:
+    async def scenario(bench: Bench) -> None:
+        _ = await bench.occupy()
+        second = bench.submit(2.0)
+        await settle()
+        bench.clock.now = 7.0
+        bench.device.gate.set()
+        assert (await second).queue_s == 7.0
+        await bench.finish()
+
+    run(scenario)
+
+
+def test_closing_finishes_what_waits_and_refuses_what_comes() -> None:
+    async def scenario(bench: Bench) -> None:
+        _ = await bench.occupy()
+        waiting = bench.submit(1.0)
+        await settle()
+        closing = asyncio.ensure_future(bench.batcher.close())
+        await settle()
+        assert isinstance(await outcome(bench.submit(2.0)), Draining)
+        bench.device.gate.set()
+        assert loss_of(await waiting) == 1.0
+        await closing
+        assert not bench.batcher.is_alive
+        assert bench.metrics.batches[-1]["closed_by"] == "drain"
+
+    run(scenario)
+
+
+def test_one_request_a_batch_switches_batching_off() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.device.gate.set()
+        bench.batcher.start()
+        await asyncio.gather(*(bench.submit(float(value)) for value in range(3)))
+        assert bench.device.batches == [1, 1, 1]
+        await bench.finish()
+
+    run(scenario, max_requests=1)

@@ -1,0 +1,80 @@
+"""Gathering a batch, and the staged way across a bus, taken here without one."""
+
+import numpy as np
+import pytest
+import torch
+
+from service.engine.device import Inputs, TorchDevice, resolve
+from service.engine.staging import from_device, to_device
+from service.loss.evaluation import Evaluation
+from service.loss.options import LossOptions
+from service.loss.validation import SizeLimits, validate
+
+LIMITS = SizeLimits()
+GRADIENTS = LossOptions(include=("losses", "gradients"), reduction="sum")
+
+
+def an_evaluation(rows: int, dtype: type = np.float32, *, ignore_first: bool = False) -> Evaluation:
+    generator = np.random.default_rng(rows)
+    labels = generator.integers(0, 5, rows)
+    if ignore_first:
+        labels[0] = -100
+    return validate({"logits": generator.normal(size=(rows, 5)).astype(dtype), "labels": labels}, GRADIENTS, LIMITS)
+
+
+def test_a_single_evaluation_is_not_copied() -> None:
+    evaluation = an_evaluation(3)
+    assert Inputs.gather([evaluation]).arrays["logits"] is evaluation.logits
+
+
+def test_rows_are_joined_in_order_and_weights_filled_in() -> None:
+    inputs = Inputs.gather([an_evaluation(2), an_evaluation(3, ignore_first=True)])
+    assert inputs.arrays["logits"].shape == (5, 5)
+    np.testing.assert_array_equal(inputs.arrays["row_weight"], np.array([1, 1, 0, 1, 1], np.float32))
+    np.testing.assert_array_equal(inputs.arrays["zero_rows"], [2])
+
+
+def test_tensors_cross_the_bus_packed_and_arrive_whole() -> None:
+    tensors = {
+        "matrix": torch.arange(12, dtype=torch.float64).view(3, 4),
+        "vector": torch.arange(7, dtype=torch.bfloat16),
+        "empty": torch.empty(0, 3),
+        "integers": torch.arange(5),
+    }
+    there = to_device(tensors, torch.device("cpu"))
+    back = from_device(there)
+    for name, tensor in tensors.items():
+        assert back[name].dtype == tensor.dtype
+        assert torch.equal(back[name], tensor)
+        assert there[name].data_ptr() != tensor.data_ptr() or not tensor.numel()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_staged_way_gives_the_same_bits(dtype: type) -> None:
+    device = TorchDevice("cpu", threads=1)
+    try:
+        evaluations = [an_evaluation(4, dtype), an_evaluation(2, dtype, ignore_first=True)]
+        direct = device.compute(evaluations)
+        staged = device._compute_staged(Inputs.gather(evaluations))
+    finally:
+        device.close()
+    assert staged.transfer_s is not None
+    for name, rows in direct.rows.items():
+        np.testing.assert_array_equal(staged.rows[name], rows)
+
+
+def test_a_cuda_device_that_is_not_there_is_an_error_and_auto_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"DEVICE=cuda:1, but torch .* sees no CUDA device"):
+        resolve("cuda:1")
+    assert resolve("auto") == torch.device("cpu")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_agrees_with_the_cpu() -> None:
+    evaluations = [an_evaluation(4), an_evaluation(2, ignore_first=True)]
+    cpu, cuda = TorchDevice("cpu", threads=1), TorchDevice("cuda", threads=1)
+    expected, found = cpu.compute(evaluations), cuda.compute(evaluations)
+    for name, rows in expected.rows.items():
+        np.testing.assert_allclose(found.rows[name], rows, rtol=1e-5, atol=1e-6)
