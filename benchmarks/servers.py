@@ -29,6 +29,7 @@ class Launch:
     path: str  # `{answer_bytes}` stands for the length of the service's answer
     ready_path: str
     computes: bool = True
+    variables: tuple[tuple[str, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ def naive() -> Launch:
         arguments=(*_UVICORN, "benchmarks.naive:app"),
         path="/cross-entropy",
         ready_path="/openapi.json",
+        variables=(("OMP_NUM_THREADS", str(THREADS)),),
     )
 
 
@@ -87,9 +89,8 @@ def free_port() -> int:
 
 
 def environment() -> dict[str, str]:
-    """Returns this environment with torch on one thread and no setting of the service's."""
-    kept = {name: text for name, text in os.environ.items() if not name.startswith("LOSSEVAL_")}
-    return kept | {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
+    """Returns this environment without settings of the service or of OpenMP, which would hide the service's own."""
+    return {name: text for name, text in os.environ.items() if not name.startswith(("LOSSEVAL_", "OMP_", "MKL_"))}
 
 
 def is_ready(port: int, path: str) -> bool:
@@ -131,7 +132,9 @@ def running(launch: Launch) -> Iterator[Server]:
     command = [sys.executable, *launch.arguments, "--port", str(port)]
     with tempfile.TemporaryFile() as log:
         begun_at = time.perf_counter()
-        process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment() | dict(launch.variables), stdout=log, stderr=subprocess.STDOUT
+        )
         try:
             _wait_until_ready(process, port, launch)
             yield Server(launch, port, process, time.perf_counter() - begun_at)

@@ -9,15 +9,17 @@ from typing import get_args
 import numpy as np
 import structlog
 from fastapi import FastAPI
-from starlette.exceptions import HTTPException
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 
 from . import __version__
-from .api import documentation, health, info
-from .api.cross_entropy import BodyLimits, CrossEntropy
+from .api import cross_entropy, documentation, health, info
+from .api.cross_entropy import CrossEntropy
 from .api.health import Health
 from .api.middleware.method_semantics import MethodSemantics
 from .api.middleware.observation import Observation
-from .api.middleware.problem_answers import ProblemAnswers, pass_on
+from .api.middleware.problem_answers import ProblemAnswers
+from .api.middleware.shortcut import Shortcut
+from .api.negotiation import BodyLimits
 from .dtypes import Array
 from .engine.admission import Admission, Reason
 from .engine.batch_plan import BatchLimits, ClosedBy
@@ -72,17 +74,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.health = state
     body_limits = BodyLimits(settings.max_body_bytes, settings.max_json_bytes, settings.request_timeout)
-    endpoint = CrossEntropy(evaluator, admission, body_limits, health=state, metrics=metrics)
+    endpoint = CrossEntropy(evaluator, admission, body_limits, state)
     documentation.add_cross_entropy(app, endpoint)
     limits = _limits(settings, batch_limits)
     app.include_router(info.router(device=device.name, limits=limits, metrics=metrics))
     app.include_router(health.router(state))
     documentation.add_documentation(app)
-    app.add_exception_handler(HTTPException, pass_on)
-    # The last one added is the outermost.
-    app.add_middleware(MethodSemantics)
-    app.add_middleware(ProblemAnswers)
-    app.add_middleware(Observation, metrics=metrics, health=state)
+    # Without the framework's own error handlers: whatever goes wrong becomes a problem document.
+    framework = MethodSemantics(AsyncExitStackMiddleware(app.router))
+    shortcut = Shortcut(framework, method="POST", path=cross_entropy.PATH, endpoint=endpoint)
+    app.middleware_stack = Observation(ProblemAnswers(shortcut), metrics=metrics, health=state)
     return app
 
 

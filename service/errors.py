@@ -6,6 +6,7 @@
     ├── UnknownField             a name that does not belong
     ├── InvalidHeader            a header whose value can't be used
     ├── MalformedRequest         not HTTP
+    ├── HeadersTooLarge          HTTP, but too many headers
     ├── MissingField             a required field is absent
     ├── InvalidValue             a wrong type or a value outside its range
     ├── NumberOutOfRange         a number its dtype cannot hold
@@ -22,8 +23,8 @@
         ├── Overloaded, Draining, NotReady
         └── InsufficientDeviceMemory
 
-An error carries data and writes its own message. Its code, part of the HTTP contract, is its name in snake case; its title
-is its docstring. What it means in HTTP is decided in `api.problems` alone.
+An error carries data and writes its own message. Its code, part of the HTTP contract, is its name in snake case; its
+title is its docstring. What it means in HTTP is decided in `api.problems` alone.
 """
 
 import re
@@ -137,6 +138,10 @@ class UnsupportedMediaType(ServiceError):
 
 class UnsupportedContentEncoding(ServiceError):
     """The body's content encoding is not supported."""
+
+
+class HeadersTooLarge(ServiceError):
+    """The headers are larger than a limit of this service."""
 
 
 class RequestTimeout(ServiceError):

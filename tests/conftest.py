@@ -42,7 +42,5 @@ def client(server: Server) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="session")
-def kernel_over_http(server: Server) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(kernel.URL_VARIABLE, server.url)
-        yield
+def kernel_over_http(client: httpx.Client) -> None:
+    kernel.connect(client)

@@ -239,14 +239,11 @@ def bin_calibration(confidence: Array, correct: Array) -> dict[str, Array]:
     }
 
 
-def count_per_class(label: Array, nll: Array, correct: Array, classes: int) -> dict[str, Array]:
-    """Rows, summed nll and right predictions of each class."""
-    member = [label == c for c in range(classes)]
-    return {
-        "count": np.array([inside.sum() for inside in member]),
-        "nll_sum": np.array([nll[inside].sum() for inside in member]),
-        "correct": np.array([correct[inside].sum() for inside in member]),
-    }
+def sum_per_class(label: Array, values: ArrayLike, classes: int) -> Array:
+    """Sum of one value a row over the rows of each class."""
+    totals = np.zeros(classes, Wide)
+    np.add.at(totals, label, values)
+    return totals
 
 
 @_QUIET
@@ -275,7 +272,11 @@ def summarize(distribution: Softmax, targets: Targets, nll: Array) -> dict[str, 
     if classes > 5:
         summary["top5_accuracy"] = ((scaled > own[:, None]).sum(axis=1) < 5).mean(dtype=Wide)
     if classes <= 1000:
-        summary["per_class"] = count_per_class(label, nll, correct, classes)
+        summary["per_class"] = {
+            "count": sum_per_class(label, 1, classes),
+            "nll_sum": sum_per_class(label, nll, classes),
+            "correct": sum_per_class(label, correct, classes),
+        }
     if targets.is_index:
         summary["baseline_prior"] = -weighted_sum(frequency[None], np.log(frequency)[None])[0]
     else:

@@ -1,12 +1,12 @@
 """Reading a body: bounded in size and in time, and noticing when the caller goes."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from starlette.types import Receive
 
-from ..errors import LimitExceeded, RequestTimeout
+from ..errors import DeadlineExceeded, RequestTimeout
 
 GRACE_S = 5.0
 MIN_BYTES_PER_S = 64 * 1024
@@ -18,16 +18,16 @@ class ClientGone(Exception):  # noqa: N818 - not an error of anybody's
     """The caller closed the connection; there is nobody to answer."""
 
 
-async def read_body(receive: Receive, *, limit: int, limit_name: str, timeout_s: float) -> bytes | bytearray:
-    """Reads the whole body.
+async def read_body(receive: Receive, check_size: Callable[[int], None], *, timeout_s: float) -> bytes | bytearray:
+    """Reads the whole body; `check_size` is asked before more of it is kept, and raises when it is too much.
 
     Raises:
-        LimitExceeded: It has more than `limit` bytes.
-        RequestTimeout: It took longer than `timeout_s`, or came slower than 64 KiB/s after 5 seconds.
+        RequestTimeout: It came slower than 64 KiB/s after 5 seconds.
+        DeadlineExceeded: It took longer than `timeout_s`.
         ClientGone: The caller went.
     """
-    loop = asyncio.get_running_loop()
-    started = loop.time()
+    now = asyncio.get_running_loop().time
+    started = now()
     body: bytes | bytearray = b""
     try:
         async with asyncio.timeout(min(GRACE_S, timeout_s)) as patience:
@@ -36,25 +36,20 @@ async def read_body(receive: Receive, *, limit: int, limit_name: str, timeout_s:
                 if message["type"] == "http.disconnect":
                     raise ClientGone
                 chunk: bytes = message.get("body", b"")
-                if len(body) + len(chunk) > limit:
-                    raise too_large(limit_name, limit, len(body) + len(chunk))
-                if not message.get("more_body", False) and not body:
+                check_size(len(body) + len(chunk))
+                is_last = not message.get("more_body", False)
+                if is_last and not body:
                     return chunk
-                if not body:
-                    body = bytearray()
+                body = body or bytearray()
                 body += chunk
-                if not message.get("more_body", False):
+                if is_last:
                     return body
                 patience.reschedule(started + min(GRACE_S + len(body) / MIN_BYTES_PER_S, timeout_s))
     except TimeoutError:
-        detail = f"{len(body)} bytes came in {loop.time() - started:.1f} s; send at least 64 KiB/s after 5 s."
-        raise RequestTimeout(detail) from None
-
-
-def too_large(limit_name: str, limit: int, actual: int) -> LimitExceeded:
-    """Builds the refusal of a body beyond a limit."""
-    advice = "Split the batch: with reduction=sum, loss_sum and normalizer of the parts add up to the whole."
-    return LimitExceeded(limit_name, limit, actual, advice)
+        took = f"{len(body)} bytes came in {now() - started:.1f} s"
+        if now() - started >= timeout_s:
+            raise DeadlineExceeded(f"{took}, and there was no more time to wait for the rest.") from None
+        raise RequestTimeout(f"{took}; send at least 64 KiB/s after 5 s.") from None
 
 
 @contextmanager
@@ -64,8 +59,7 @@ def abandoned_when_gone(receive: Receive) -> Iterator[None]:
     Raises:
         ClientGone: In the block's place.
     """
-    loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
     watcher: asyncio.Task[None] | None = None
     is_gone = False
 

@@ -49,6 +49,7 @@ PROBLEMS: dict[type[ServiceError], ProblemType] = {
         422, "Nothing is broadcast. Classes are axis 1, as in PyTorch, unless class_axis is -1."
     ),
     errors.LabelOutOfRange: ProblemType(422, "Labels count from 0; a label equal to ignore_index is left out."),
+    errors.HeadersTooLarge: ProblemType(431, "Send fewer or shorter headers."),
     errors.InternalError: ProblemType(500, "Report it with the request id."),
     errors.Overloaded: ProblemType(503, "Try again after the seconds of Retry-After; nothing was computed."),
     errors.Draining: ProblemType(503, "Try again: this replica is going, another takes over."),

@@ -56,7 +56,9 @@ class Options(BaseModel):
         description="Index labels equal to it contribute nothing. Not together with probability labels.",
         json_schema_extra={"default": DEFAULT_IGNORE_INDEX},
     )
-    label_smoothing: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
+    label_smoothing: float = Field(
+        0.0, ge=0, le=1, allow_inf_nan=False, description="The share of the label given to all classes alike."
+    )
     temperature: float = Field(
         1.0,
         gt=0,
@@ -113,8 +115,18 @@ WORKED_EXAMPLE: dict[str, object] = {
 }
 
 
+def _allow_null(schema: dict[str, Any]) -> None:
+    """An optional field that is null is as good as absent."""
+    for name, field in schema["properties"].items():
+        if name not in schema["required"] and {"type": "null"} not in field.get("anyOf", ()):
+            about = {key: field.pop(key) for key in ("description", "title", "default") if key in field}
+            schema["properties"][name] = {"anyOf": [field, {"type": "null"}], **about}
+
+
 class CrossEntropyRequest(Options):
     """Logits and labels, and what to make of them."""
+
+    model_config = ConfigDict(json_schema_extra=_allow_null)
 
     logits: NestedNumbers | TensorObject = Field(
         description=f"Shape (C), (N, C) or (N, C, d1...dk). Nested numbers are float32; tensors {', '.join(FLOATS)}."

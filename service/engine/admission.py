@@ -6,8 +6,7 @@ took lately.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -73,9 +72,8 @@ class Admission:
     queued_requests: int = 0
     _estimates: dict[Wire, WorkEstimate] = field(default_factory=lambda: {"json": WorkEstimate()})
 
-    @contextmanager
-    def bytes_reserved(self, wire: Wire, content_length: int) -> Iterator[None]:
-        """Holds the bytes that a body can cost until the block ends.
+    def reserve(self, wire: Wire, content_length: int) -> int:
+        """Takes the bytes that a body can cost, and returns them to be given to `release`.
 
         Raises:
             Overloaded: They do not fit now.
@@ -86,10 +84,11 @@ class Admission:
             detail = f"{self.inflight_bytes} of {self.max_inflight_bytes} bytes are in use; this request needs {size}."
             raise self._refusal("bytes", detail)
         self.inflight_bytes += size
-        try:
-            yield
-        finally:
-            self.inflight_bytes -= size
+        return size
+
+    def release(self, size: int) -> None:
+        """Gives reserved bytes back."""
+        self.inflight_bytes -= size
 
     def check_queue(self, wire: Wire, size: int, *, remaining_s: float) -> None:
         """Refuses a request that would wait too long, before anything is spent on it.
@@ -109,18 +108,18 @@ class Admission:
             detail = f"The answer would take {total:.2f} s, and the caller waits {max(remaining_s, 0):.2f} s more."
             raise DeadlineExceeded(detail)
 
-    @contextmanager
-    def queued(self, wire: Wire, size: int) -> Iterator[None]:
-        """Counts a request whose body has arrived until the block ends."""
+    def enter(self, wire: Wire, size: int) -> float:
+        """Counts a request whose body has arrived, and returns its estimated work to be given to `leave`."""
         work = self._estimates[wire].seconds(size)
         self.queue_s += work
         self.queued_requests += 1
-        try:
-            yield
-        finally:
-            self.queued_requests -= 1
-            # Differences of floats leave dust; an empty queue is exactly empty.
-            self.queue_s = self.queue_s - work if self.queued_requests else 0.0
+        return work
+
+    def leave(self, work: float) -> None:
+        """Ends what `enter` began: the request is answered, refused or abandoned."""
+        self.queued_requests -= 1
+        # Differences of floats leave dust; an empty queue is exactly empty.
+        self.queue_s = self.queue_s - work if self.queued_requests else 0.0
 
     def observe(self, wire: Wire, size: int, seconds: float) -> None:
         """Calibrates the estimate with the work a request really took."""

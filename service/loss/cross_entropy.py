@@ -10,27 +10,29 @@ L = logsumexp(u); `z_loss` adds zeta L^2 and 2 zeta L q_c (Szegedy et al. 2015 f
 for the z-loss; the conventions on class weights are PyTorch's).
 
 Computed as written, these forms cancel wherever a model is sure of itself: L - u_y is the difference of two equal
-numbers. So everything is expressed in d_c = (x_c - max x) / T, and the class that matters (the label, or the largest
+numbers. So everything is expressed in d_c = (x_c - max x) / T, and the class that matters (k: the label, or the largest
 logit for probability labels) is left out of the sum of exponentials:
 
-    rest = sum_{c != y} exp d_c;   Z = rest + exp d_y;   L - u_y = ln Z - d_y;   1 - q_y = rest / Z
+    rest = sum_{c != k} exp d_c;   Z = rest + exp d_k;   L - u_k = ln Z - d_k;   1 - q_k = rest / Z
 
-Rows are independent of their neighbours down to the last bit: reductions always run over contiguous (rows, classes)
-with at least two rows, because torch splits a single long row across threads.
+A row's result does not depend on its neighbours, down to the last bit: reductions run over contiguous (rows, classes),
+and never over a single long row, which torch would split across its threads.
 """
 
 import itertools
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from . import row_diagnostics
 from .options import FloatName, Formula
 
 BLOCK_BYTES = 4 << 20
 """Rows are worked on in blocks that stay in the last-level cache, whatever the size of the input."""
+_TORCH_GRAIN = 32768
+"""Reductions of a single row of more elements are split across threads (at::internal::GRAIN_SIZE)."""
 
 DTYPES: dict[FloatName, torch.dtype] = {
     "F32": torch.float32,
@@ -38,22 +40,6 @@ DTYPES: dict[FloatName, torch.dtype] = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-ROW_OUTPUTS = frozenset(
-    {
-        "losses",  # row_weight times the loss
-        "maximum",  # of the logits: not finite where the row has no softmax
-        "nll",  # L - u_y, or sum_c t_c (L - u_c): no weights, no smoothing, no z_loss
-        "logsumexp",
-        "entropy",
-        "margin",  # u_y - max_{c != y} u_c
-        "gradient_norm",  # |q - onehot(y)|, or |q - t|
-        "confidence",  # max q
-        "predictions",  # argmax, the first on ties
-        "rank",  # how many logits are greater than the target's
-        "target",  # y, or argmax t
-        "label_entropy",  # probability labels only
-    }
-)
 
 
 def arithmetic_dtype(logits: torch.dtype, formula: Formula) -> torch.dtype:
@@ -62,7 +48,7 @@ def arithmetic_dtype(logits: torch.dtype, formula: Formula) -> torch.dtype:
 
 
 @torch.inference_mode()
-def cross_entropy(
+def cross_entropy(  # noqa: PLR0913 - the data of a row
     logits: Tensor,
     labels: Tensor,
     *,
@@ -76,7 +62,7 @@ def cross_entropy(
     Args:
         logits: (R, C), contiguous, C >= 1, of any float dtype.
         labels: (R,) int64 in [0, C), or (R, C) probabilities of any float dtype.
-        formula: What to compute. With index labels a class weight is gathered by label.
+        formula: What to compute.
         row_weight: (R,), multiplies the losses; a row of weight 0 has loss 0 even where it is not finite.
         gradient_scale: (R,), multiplies the gradient with respect to x / T: upstream gradient, sample weight and
             1 / (normalizer T). Required for the output `gradients`.
@@ -84,43 +70,39 @@ def cross_entropy(
 
     Returns:
         Tensors by name: (R,) in the arithmetic dtype or int64, but `gradients` (R, C) in `formula.gradient_dtype` and
-        `probabilities` (R, C) in float32 (float64 for float64 logits). A row whose largest logit is not finite has NaN
-        in all of them but `predictions`, `rank` and `target`.
+        `probabilities` (R, C) in float32 (float64 for float64 logits). `maximum`, the largest logit of a row, always
+        comes: where it is not finite, everything but `predictions`, `rank` and `target` is NaN.
     """
-    if logits.shape[0] == 1:
-        twice = [None if tensor is None else torch.cat((tensor, tensor)) for tensor in (row_weight, gradient_scale)]
-        doubled = cross_entropy(
-            torch.cat((logits, logits)),
-            torch.cat((labels, labels)),
-            formula=formula,
-            row_weight=twice[0],
-            gradient_scale=twice[1],
-            zero_rows=zero_rows,
-        )
-        return {name: tensor[:1] for name, tensor in doubled.items()}
+    if logits.shape[0] == 1 and logits.shape[1] > _TORCH_GRAIN:
+        data = {"labels": labels, "row_weight": row_weight, "gradient_scale": gradient_scale}
+        twice = {name: None if tensor is None else torch.cat((tensor, tensor)) for name, tensor in data.items()}
+        both = cross_entropy(torch.cat((logits, logits)), formula=formula, zero_rows=zero_rows, **twice)  # type: ignore[arg-type]
+        return {name: tensor[:1] for name, tensor in both.items()}
     terms = _Terms.of(logits, formula)
     matrices = _allocate_matrices(logits, formula)
-    in_place = matrices.get("gradients")
-    if in_place is not None and in_place.dtype != terms.dtype:
-        in_place = None
-    scratch: Tensor | None = None
-    blocks: list[dict[str, Tensor]] = []
+    work = matrices.get("gradients")
+    is_in_place = work is not None and work.dtype == terms.dtype
+    found = []
     for part in _blocks(logits.shape, terms.dtype):
-        if in_place is None and (scratch is None or scratch.shape[0] != part.stop - part.start):
-            scratch = torch.empty((part.stop - part.start, logits.shape[1]), dtype=terms.dtype, device=logits.device)
         block = _Block(
-            logits=logits[part],
-            labels=labels[part],
-            work=in_place[part] if in_place is not None else scratch,  # type: ignore[arg-type]
-            scale=None if gradient_scale is None else gradient_scale[part].unsqueeze(1),
-            row_weight=None if row_weight is None else row_weight[part].unsqueeze(1),
-            matrices={name: matrix[part] for name, matrix in matrices.items()},
+            terms,
+            logits[part],
+            labels[part],
+            work[part] if is_in_place and work is not None else torch.empty_like(logits[part], dtype=terms.dtype),
+            None if row_weight is None else row_weight[part].unsqueeze(1),
+            None if gradient_scale is None else gradient_scale[part].unsqueeze(1),
+            {name: matrix[part] for name, matrix in matrices.items()},
         )
-        blocks.append(_index_rows(block, terms) if labels.ndim == 1 else _probability_rows(block, terms))
-    rows = {name: torch.cat([block[name] for block in blocks]).squeeze(1) for name in blocks[0]}
+        (_index_rows if labels.ndim == 1 else _probability_rows)(block)
+        if "gradients" in matrices and not is_in_place:
+            block.matrices["gradients"].copy_(block.work)
+        found.append(block.found)
+    rows = {
+        name: torch.cat([block[name] for block in found]) if len(found) > 1 else found[0][name] for name in found[0]
+    }
     if zero_rows is not None and "gradients" in matrices:
         matrices["gradients"].index_fill_(0, zero_rows, 0.0)
-    return {name: rows[name] for name in rows if name in formula.outputs} | matrices
+    return {name: tensor.squeeze(1) for name, tensor in rows.items()} | matrices
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,236 +111,191 @@ class _Terms:
 
     formula: Formula
     dtype: torch.dtype
-    eps: float
+    kept: float  # 1 - eps
     smooth: float  # B
     weight: Tensor | None  # w, (C,)
     weight_sum: float  # W
 
     @classmethod
     def of(cls, logits: Tensor, formula: Formula) -> "_Terms":
-        dtype = arithmetic_dtype(logits.dtype, formula)
-        classes = logits.shape[1]
+        dtype, classes = arithmetic_dtype(logits.dtype, formula), logits.shape[1]
         weight, weight_sum = None, float(classes)
         if formula.class_weight is not None:
             exact = torch.frombuffer(bytearray(formula.class_weight), dtype=torch.float64)
             weight, weight_sum = exact.to(logits.device, dtype), float(exact.sum())
-        eps = formula.label_smoothing
-        return cls(formula, dtype, eps, eps / classes, weight, weight_sum)
+        return cls(formula, dtype, 1 - formula.label_smoothing, formula.label_smoothing / classes, weight, weight_sum)
 
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Consecutive rows, the buffer they are worked on in, and where their matrices go."""
+    """Consecutive rows, the buffer they are worked on in, where their matrices go, and the (R, 1) columns found."""
 
+    terms: _Terms
     logits: Tensor
     labels: Tensor
     work: Tensor
-    scale: Tensor | None
     row_weight: Tensor | None
+    scale: Tensor | None
     matrices: dict[str, Tensor]
+    found: dict[str, Tensor] = field(default_factory=dict)
+
+    def wants(self, name: str) -> bool:
+        return name in self.terms.formula.outputs
 
 
 def _allocate_matrices(logits: Tensor, formula: Formula) -> dict[str, Tensor]:
     plain = torch.float64 if logits.dtype == torch.float64 else torch.float32
     gradient = DTYPES[formula.gradient_dtype] if formula.gradient_dtype else plain
-    wanted = {"gradients": gradient, "probabilities": plain}
-    return {
-        name: torch.empty(logits.shape, dtype=kind, device=logits.device)
-        for name, kind in wanted.items()
-        if name in formula.outputs
-    }
+    dtypes = {"gradients": gradient, "probabilities": plain}
+    return {name: torch.empty_like(logits, dtype=dtypes[name]) for name in dtypes if name in formula.outputs}
 
 
 def _blocks(shape: torch.Size, dtype: torch.dtype) -> Iterator[slice]:
-    """Yields slices of nearly equal length, none of a single row."""
+    """Yields slices of nearly equal length, none of a single row unless there is but one."""
     rows, classes = shape
     count = max(1, rows // max(2, BLOCK_BYTES // (classes * dtype.itemsize)))
-    edges = [rows * i // count for i in range(count + 1)]
-    return (slice(start, stop) for start, stop in itertools.pairwise(edges))
+    return itertools.starmap(slice, itertools.pairwise(rows * i // count for i in range(count + 1)))
 
 
-def _shift(block: _Block, terms: _Terms) -> tuple[Tensor, Tensor]:
-    """Fills the work buffer with d = (x - max x) / T and returns it with the row maxima.
+def _shift(block: _Block) -> Tensor:
+    """Fills the work buffer with d = (x - max x) / T, and returns the row maxima.
 
     The maximum is subtracted before the division: at an offset of 1e4, x / T first loses three digits.
     """
-    formula, work = terms.formula, block.work
+    formula, work, logits = block.terms.formula, block.work, block.logits
     if formula.input == "probabilities":
-        maximum = work.copy_(block.logits).log_().amax(1, keepdim=True)
-        work.sub_(maximum)
-    elif work.dtype == block.logits.dtype:
-        maximum = block.logits.amax(1, keepdim=True)
-        torch.sub(block.logits, maximum, out=work)
-    else:
-        maximum = work.copy_(block.logits).amax(1, keepdim=True)
-        work.sub_(maximum)
+        logits = work.copy_(logits).log_()
+    elif logits.dtype != work.dtype:
+        logits = work.copy_(logits)
+    maximum = logits.amax(1, keepdim=True)
+    torch.sub(logits, maximum, out=work)
     if formula.temperature != 1:
         work.div_(formula.temperature)
-    return work, maximum
+    return maximum
 
 
-def _index_rows(block: _Block, terms: _Terms) -> dict[str, Tensor]:
-    formula, outputs = terms.formula, terms.formula.outputs
+def _index_rows(block: _Block) -> None:
+    terms, formula = block.terms, block.terms.formula
     y = block.labels.unsqueeze(1)
-    d, maximum = _shift(block, terms)
+    maximum, d = _shift(block), block.work
     d_y = d.gather(1, y)
-    found = _ranking(block, d, y, outputs)
+    row_diagnostics.before_exponential(block.found, formula.outputs, block.logits, d, y)
     linear = _weighted_sum(d, terms.weight) if terms.smooth else None
     e = d.exp_()
-    if "entropy" in outputs:
-        found["entropy"] = _entropy(e)
+    row_diagnostics.after_exponential(block.found, formula.outputs, e)
     e_y = e.gather(1, y)
     e.scatter_(1, y, 0.0)
     rest = e.sum(1, keepdim=True)
     z = rest + e_y
     ln_z = torch.where(d_y == 0, rest.log1p(), z.log())
     nll = ln_z - d_y
-    logsumexp = maximum / formula.temperature + ln_z
-    found |= {"maximum": maximum, "nll": nll, "logsumexp": logsumexp, "confidence": z.reciprocal()}
-    if "gradient_norm" in outputs:
-        # Relative to `rest`, because the squares of small probabilities underflow.
-        spread = (e / rest).square_().sum(1, keepdim=True)
-        found["gradient_norm"] = torch.where(rest == 0, rest, (1 + spread).sqrt() * (rest / z))
-    if "probabilities" in outputs:
-        block.matrices["probabilities"].copy_(e / z).scatter_(1, y, (e_y / z).to(block.matrices["probabilities"].dtype))
+    found = {"maximum": maximum, "nll": nll, "losses": nll}
+    if block.wants("gradient_norm"):
+        found["gradient_norm"] = row_diagnostics.norm_beside_label(e, rest, z)
+    if block.wants("probabilities"):
+        _write_probabilities(block, z, y, e_y / z)
 
-    hit: float | Tensor = 1 - terms.eps  # A
-    if terms.weight is not None:
-        hit = terms.weight[block.labels].unsqueeze(1) * hit
-    losses = _scaled(hit, nll)
-    common: float | Tensor = terms.smooth * terms.weight_sum  # the part of q_c's coefficient that the label shares
+    hit: float | Tensor = terms.kept if terms.weight is None else terms.weight[y] * terms.kept  # A
+    if terms.weight is not None or hit != 1:
+        found["losses"] = _product(hit, nll)
+    shared: float | Tensor = terms.smooth * terms.weight_sum  # what z_loss and B W add to q_c's coefficient
     if linear is not None:
-        losses = losses + terms.smooth * (terms.weight_sum * ln_z - linear)
+        found["losses"] = found["losses"] + terms.smooth * (terms.weight_sum * ln_z - linear)
+    if formula.z_loss or block.wants("logsumexp"):
+        found["logsumexp"] = maximum / formula.temperature + ln_z
     if formula.z_loss:
-        losses = losses + formula.z_loss * logsumexp.square()
-        common = common + 2 * formula.z_loss * logsumexp
-    found["losses"] = _weighted(losses, block.row_weight)
-    if "gradients" in outputs:
-        at_label = common * (e_y / z) - hit * (rest / z)
-        _write_gradients(block, terms, (hit + common) / z, y, at_label)
-    return found
+        found["losses"] = found["losses"] + formula.z_loss * found["logsumexp"].square()
+        shared = shared + 2 * formula.z_loss * found["logsumexp"]
+    if block.row_weight is not None:
+        found["losses"] = _product(block.row_weight, found["losses"])
+    _keep(block, found)
+    if block.wants("gradients"):
+        at_label = (
+            (rest / z) * -hit if isinstance(shared, float) and not shared else shared * (e_y / z) - hit * (rest / z)
+        )
+        _write_gradients(block, (hit + shared) / z, y, at_label)
 
 
-def _write_gradients(block: _Block, terms: _Terms, factor: Tensor, y: Tensor, at_label: Tensor) -> None:
+def _write_gradients(block: _Block, factor: Tensor, y: Tensor, at_label: Tensor) -> None:
     """Turns the exponentials in the work buffer into gradients; `at_label` still lacks -B w_y."""
-    scale, e = block.scale, block.work
+    terms, scale, e = block.terms, block.scale, block.work
     if scale is None:
-        msg = "gradients need a gradient_scale"
-        raise TypeError(msg)
+        raise TypeError("gradients need a gradient_scale")
     e.mul_(factor * scale)
     if terms.smooth and terms.weight is None:
         e.sub_(scale * terms.smooth)
         at_label = at_label - terms.smooth
     elif terms.smooth and terms.weight is not None:
         e.addcmul_(scale, terms.weight.unsqueeze(0), value=-terms.smooth)
-        at_label = at_label - terms.weight[block.labels].unsqueeze(1) * terms.smooth
+        at_label = at_label - terms.weight[y] * terms.smooth
     e.scatter_(1, y, at_label * scale + 0.0)  # + 0.0: a single class has gradient 0.0, not -0.0
-    _deliver_gradients(block)
 
 
-def _deliver_gradients(block: _Block) -> None:
-    if block.matrices["gradients"].data_ptr() != block.work.data_ptr():
-        block.matrices["gradients"].copy_(block.work)
-
-
-def _probability_rows(block: _Block, terms: _Terms) -> dict[str, Tensor]:
-    formula, outputs = terms.formula, terms.formula.outputs
+def _probability_rows(block: _Block) -> None:
+    terms, formula = block.terms, block.terms.formula
     t = block.labels.to(terms.dtype)
     target = t.argmax(1, keepdim=True)
-    d, maximum = _shift(block, terms)
+    maximum, d = _shift(block), block.work
     k = d.argmax(1, keepdim=True)
-    found = _ranking(block, d, target, outputs) | {"target": target}
-    a = _smoothed(t, terms)
+    row_diagnostics.before_exponential(block.found, formula.outputs, block.logits, d, target)
+    a = t if terms.kept == 1 else t * terms.kept + terms.smooth
+    a = a if terms.weight is None else a * terms.weight
     linear = _weighted_sum(d, a)
-    plain_linear = _weighted_sum(d, t) if "nll" in outputs and a is not t else linear
+    plain_linear = _weighted_sum(d, t) if block.wants("nll") else linear
     e = d.exp_()
-    if "entropy" in outputs:
-        found["entropy"] = _entropy(e)
-    if "label_entropy" in outputs:
-        found["label_entropy"] = -torch.xlogy(t, t).sum(1, keepdim=True)
+    row_diagnostics.after_exponential(block.found, formula.outputs, e)
     e.scatter_(1, k, 0.0)
     rest = e.sum(1, keepdim=True)
     z = rest + 1
     ln_z = rest.log1p()
-    logsumexp = maximum / formula.temperature + ln_z
-    found |= {"maximum": maximum, "logsumexp": logsumexp, "confidence": z.reciprocal()}
-    if "nll" in outputs:
-        found["nll"] = t.sum(1, keepdim=True) * ln_z - plain_linear
-    if "gradient_norm" in outputs:
-        found["gradient_norm"] = _distance(e / z, t, k, rest / z)
-    if "probabilities" in outputs:
-        block.matrices["probabilities"].copy_(e / z).scatter_(
-            1, k, z.reciprocal().to(block.matrices["probabilities"].dtype)
-        )
+    found = {"maximum": maximum, "target": target, "nll": t.sum(1, keepdim=True) * ln_z - plain_linear}
+    if block.wants("label_entropy"):
+        found["label_entropy"] = row_diagnostics.label_entropy(t)
+    if block.wants("gradient_norm"):
+        found["gradient_norm"] = row_diagnostics.distance(e / z, t, k, rest / z)
+    if block.wants("probabilities"):
+        _write_probabilities(block, z, k, z.reciprocal())
 
     a_k = a.gather(1, k)
-    others = a.scatter(1, k, 0.0).sum(1, keepdim=True)
-    total: Tensor = others + a_k  # S
-    losses = total * ln_z - linear
-    coefficient, at_largest = total, (others - a_k * rest) / z
+    others = a.scatter(1, k, 0.0).sum(1, keepdim=True)  # without a_k, which it would drown in
+    coefficient, at_largest = others + a_k, (others - a_k * rest) / z  # S, and S q_k - a_k
+    found["losses"] = coefficient * ln_z - linear
+    if formula.z_loss or block.wants("logsumexp"):
+        found["logsumexp"] = maximum / formula.temperature + ln_z
     if formula.z_loss:
-        losses = losses + formula.z_loss * logsumexp.square()
-        slope = 2 * formula.z_loss * logsumexp
-        coefficient, at_largest = total + slope, at_largest + slope / z
-    absent = None if formula.z_loss else ~(a != 0).any(1, keepdim=True)
-    if absent is not None:
-        losses = losses.masked_fill(absent, 0.0)
-    found["losses"] = _weighted(losses, block.row_weight)
-    if "gradients" in outputs and block.scale is not None:
+        found["losses"] = found["losses"] + formula.z_loss * found["logsumexp"].square()
+        slope = 2 * formula.z_loss * found["logsumexp"]
+        coefficient, at_largest = coefficient + slope, at_largest + slope / z
+    # Rows whose coefficients are all 0 are selected to 0: they may be NaN otherwise.
+    is_void = None if formula.z_loss else ~(a != 0).any(1, keepdim=True)
+    if is_void is not None:
+        found["losses"] = found["losses"].masked_fill(is_void, 0.0)
+    if block.row_weight is not None:
+        found["losses"] = _product(block.row_weight, found["losses"])
+    _keep(block, found)
+    if block.wants("gradients") and block.scale is not None:
         e.mul_(coefficient / z).sub_(a).scatter_(1, k, at_largest).mul_(block.scale)
-        if absent is not None:
-            e.masked_fill_(absent, 0.0)
-        _deliver_gradients(block)
-    return found
+        if is_void is not None:
+            e.masked_fill_(is_void, 0.0)
 
 
-def _smoothed(t: Tensor, terms: _Terms) -> Tensor:
-    """Returns a = w ((1 - eps) t + eps / C), which is t itself without smoothing and weights."""
-    a = t if not terms.eps else t * (1 - terms.eps) + terms.smooth
-    return a if terms.weight is None else a * terms.weight
+def _keep(block: _Block, found: dict[str, Tensor]) -> None:
+    block.found.update({name: column for name, column in found.items() if block.wants(name)})
 
 
-def _ranking(block: _Block, d: Tensor, target: Tensor, outputs: frozenset[str]) -> dict[str, Tensor]:
-    """What needs the order of the logits, before the exponential."""
-    found = {}
-    if "margin" in outputs:
-        found["margin"] = d.gather(1, target) - d.scatter(1, target, -math.inf).amax(1, keepdim=True)
-    if "rank" in outputs:
-        found["rank"] = (block.logits > block.logits.gather(1, target)).sum(1, keepdim=True)
-    if "predictions" in outputs:
-        found["predictions"] = block.logits.argmax(1, keepdim=True)
-    return found
+def _write_probabilities(block: _Block, z: Tensor, left_out: Tensor, probability: Tensor) -> None:
+    q = block.matrices["probabilities"]
+    q.copy_(block.work / z).scatter_(1, left_out, probability.to(q.dtype))
 
 
 def _weighted_sum(d: Tensor, weight: Tensor | None) -> Tensor:
     """Returns sum_c w_c d_c per row; a masked class (d = -inf) of weight 0 takes no part."""
-    if weight is None:
-        return d.sum(1, keepdim=True)
-    return (d * weight).masked_fill_(weight == 0, 0.0).sum(1, keepdim=True)
+    weighted = d if weight is None else (d * weight).masked_fill_(weight == 0, 0.0)
+    return weighted.sum(1, keepdim=True)
 
 
-def _entropy(e: Tensor) -> Tensor:
-    """Returns -sum q ln q from e = exp d, whose largest are exactly 1 and are left out of the logarithm."""
-    largest = e == 1
-    rest = e.masked_fill(largest, 0.0).sum(1, keepdim=True) + (largest.sum(1, keepdim=True) - 1)
-    return rest.log1p() - torch.xlogy(e, e).sum(1, keepdim=True) / (1 + rest)
-
-
-def _distance(q: Tensor, t: Tensor, k: Tensor, q_rest: Tensor) -> Tensor:
-    """Returns |q - t| per row, where q_k = 1 - q_rest; scaled, because squares of small numbers underflow."""
-    gap = (q - t).scatter_(1, k, (1 - t.gather(1, k)) - q_rest).abs_()
-    largest = gap.amax(1, keepdim=True)
-    norm = (gap / largest).square_().sum(1, keepdim=True).sqrt_() * largest
-    return torch.where(largest == 0, largest, norm)
-
-
-def _scaled(coefficient: float | Tensor, nll: Tensor) -> Tensor:
-    """Returns coefficient * nll, where a coefficient of 0 forms no term: 0 times infinity is not NaN here."""
-    if isinstance(coefficient, Tensor):
-        return torch.where(coefficient == 0, 0.0, coefficient * nll)
-    return nll * coefficient if coefficient else torch.zeros_like(nll)
-
-
-def _weighted(losses: Tensor, row_weight: Tensor | None) -> Tensor:
-    """Returns row_weight * losses; rows of weight 0 are selected to 0, never multiplied by it."""
-    return losses if row_weight is None else torch.where(row_weight == 0, 0.0, losses * row_weight)
+def _product(factor: float | Tensor, losses: Tensor) -> Tensor:
+    """Returns factor * losses, where a factor of 0 forms no product: 0 times infinity is not NaN here."""
+    if isinstance(factor, Tensor):
+        return torch.where(factor == 0, 0.0, factor * losses)
+    return losses * factor if factor else torch.zeros_like(losses)

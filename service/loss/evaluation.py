@@ -86,6 +86,8 @@ def sample_shape(shape: tuple[int, ...], option: int) -> tuple[int, ...]:
 
 def to_rows(array: Array, option: int) -> Array:
     """Moves the classes last and flattens the rest: contiguous (R, C)."""
+    if array.ndim == 2:  # noqa: PLR2004 - rows already: the common case
+        return np.ascontiguousarray(array)
     axis = class_axis(array.ndim, option)
     classes = array.shape[axis]
     count = array.size // classes if classes else 0
@@ -94,6 +96,8 @@ def to_rows(array: Array, option: int) -> Array:
 
 def from_rows(rows: Array, shape: tuple[int, ...], option: int) -> Array:
     """Undoes `to_rows`."""
+    if len(shape) <= 2:  # noqa: PLR2004 - as in to_rows
+        return rows.reshape(shape)
     axis = class_axis(len(shape), option)
     last = (*shape[:axis], *shape[axis + 1 :], shape[axis])
     return np.moveaxis(rows.reshape(last), -1, axis)

@@ -50,7 +50,7 @@ class LossOptions:
 class Formula:
     """What one pass of the kernel computes. Requests of one formula can share a pass.
 
-    `outputs` names the kernel's rows, not the response's fields (see `cross_entropy.ROW_OUTPUTS`). Everything that
+    `outputs` names what the kernel returns, not the response's fields. Everything that
     differs from row to row (ignored rows, sample weights, reduction, upstream gradients) is not here: it is data.
     """
 

@@ -1,5 +1,6 @@
 """From the kernel's rows to what one request asked for: sums, means, shapes and warnings."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -53,7 +54,7 @@ def reduce(evaluation: Evaluation, rows: Mapping[str, Array]) -> Answer:
                 values[name] = summarize(evaluation, rows)
             elif name != "loss":
                 values[name] = _shaped(name, rows[name], evaluation)
-    return Answer(values, evaluation.warnings + _warnings(evaluation, rows))
+    return Answer(values, evaluation.warnings + _warnings(evaluation, rows, loss_sum))
 
 
 def _ratio(loss_sum: float, normalizer: float) -> float:
@@ -70,18 +71,17 @@ def _shaped(name: str, rows: Array, evaluation: Evaluation) -> Array:
     return rows.reshape(evaluation.sample_shape)
 
 
-def _warnings(evaluation: Evaluation, rows: Mapping[str, Array]) -> tuple[Warning_, ...]:
+def _warnings(evaluation: Evaluation, rows: Mapping[str, Array], loss_sum: float) -> tuple[Warning_, ...]:
     found = []
-    weight = evaluation.weighting.row_weight
-    bad_logits = ~np.isfinite(rows["maximum"])
-    if bad_logits.any():
-        bad_logits &= True if weight is None else weight != 0
+    if not math.isfinite(loss_sum):  # a finite sum has finite terms, and only those come from finite logits
+        weight = evaluation.weighting.row_weight
+        bad_logits = ~np.isfinite(rows["maximum"]) & (True if weight is None else weight != 0)
+        bad_losses = ~np.isfinite(rows["losses"])
         if bad_logits.any():
             detail = "Rows hold NaN, +Infinity or nothing but -Infinity; their losses and gradients are NaN."
             found.append(Warning_.of("nonfinite_logits", detail, bad_logits))
-    bad_losses = ~np.isfinite(rows["losses"])
-    if bad_losses.any():
-        found.append(Warning_.of("nonfinite_loss", "Losses are NaN or infinite.", bad_losses))
+        if bad_losses.any():
+            found.append(Warning_.of("nonfinite_loss", "Losses are NaN or infinite.", bad_losses))
     if evaluation.weighting.normalizer == 0 and evaluation.options.reduction == "mean":
         detail = "No sample counts (all ignored, or all weights are 0): the mean is NaN and the gradients are 0."
         found.append(Warning_.of("all_ignored", detail, np.ones(evaluation.rows, dtype=bool)))

@@ -118,8 +118,8 @@ def _has_index_labels(logits: Array, labels: Array, shape: tuple[int, ...], opti
             raise UnsupportedDtype.at("#/labels", detail)
         return True
     detail = (
-        f"labels have shape {shape_text(labels.shape)}; logits of shape {shape_text(logits.shape)} go with class indices "
-        f"of shape {shape_text(shape)} or probabilities of shape {shape_text(logits.shape)}"
+        f"labels have shape {shape_text(labels.shape)}; logits of shape {shape_text(logits.shape)} go with "
+        f"class indices of shape {shape_text(shape)} or probabilities of the logits' shape"
     )
     for other in (1, -1):
         if logits.ndim > 2 and other != options.class_axis and labels.shape == sample_shape(logits.shape, other):  # noqa: PLR2004 - below rank 3 both axes are the same
@@ -205,7 +205,7 @@ def _softmax_twice(count: int) -> Warning_:
 
 
 def _formula(options: LossOptions, class_weight: Array | None, *, has_indices: bool) -> Formula:
-    outputs = {"losses", "maximum"} | ({*options.include} - {"loss", "summary"})
+    outputs = {"losses", "maximum", *options.include} - {"loss", "summary"}
     if "summary" in options.include:
         outputs |= {"nll", "predictions", "rank", "confidence"}
         outputs |= set() if has_indices else {"target", "label_entropy"}

@@ -18,7 +18,7 @@ class Weighting:
     """The factors of the rows.
 
     `normalizer` is D, what the mean divides by. `row_weight` (R,) multiplies the losses, None for all ones.
-    `gradient_scale` (R,) multiplies the gradients with respect to logits / temperature, None where they aren't asked for.
+    `gradient_scale` (R,) multiplies the gradients with respect to logits / temperature; None where none are asked for.
     """
 
     normalizer: float

@@ -10,8 +10,11 @@ import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
+from .record import RequestRecord
+
 _DURATIONS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _STAGE_DURATIONS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_STAGES = ("decode", "queue", "transfer", "compute", "encode")
 _SIZES = tuple(1024.0 * 4**power for power in range(10))
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -79,9 +82,10 @@ class Metrics:
         )
         build = Gauge("losseval_build_info", "1.", ("version", "torch", "cuda", "python", "device"), registry=registry)
         build.labels(version, torch.__version__, torch.version.cuda or "", platform.python_version(), device).set(1)
-        self._stages = {name: self.stage_duration.labels(name) for name in ("decode", "queue", "compute", "encode")}
-        self._durations: dict[str, Histogram] = {}
-        self._responses: dict[tuple[str, str, int], Counter] = {}
+        self._answers: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._stages = {name: self.stage_duration.labels(name) for name in _STAGES}
+        results = [(wire, result) for wire in ("json",) for result in ("ok", "error")]
+        self._evaluations = {labels: self.evaluations.labels(*labels) for labels in results}
         self._start_at_zero(reasons, closers)
 
     def _start_at_zero(self, reasons: Iterable[str], closers: Iterable[str]) -> None:
@@ -92,32 +96,28 @@ class Metrics:
             self.batches.labels(closed_by)
         for phase in ("body", "evaluation"):
             self.disconnects.labels(phase)
-        for result in ("ok", "error"):
-            self.evaluations.labels("json", result)
 
     def watch(self, queue_requests: Callable[[], int], queue_seconds: Callable[[], float]) -> None:
         """Reads the queue whenever the metrics are scraped."""
         self.queue_requests.set_function(queue_requests)
         self.queue_seconds.set_function(queue_seconds)
 
-    def response(self, *, method: str, route: str, code: int, seconds: float, received: int, sent: int) -> None:
-        """A request was answered."""
-        key = (method if method in METHODS else "other", route, code)
-        counter = self._responses.get(key)
-        if counter is None:
-            counter = self._responses[key] = self.http_requests.labels(*key)
-            self._durations[route] = self.http_duration.labels(route)
+    def request(self, record: RequestRecord) -> None:
+        """A request was answered, or its caller went."""
+        key = (record.method if record.method in METHODS else "other", record.route, record.status)
+        if key not in self._answers:
+            self._answers[key] = (self.http_requests.labels(*key), self.http_duration.labels(record.route))
+        counter, duration = self._answers[key]
         counter.inc()
-        self._durations[route].observe(seconds)
-        self.http_request_size.observe(received)
-        self.http_response_size.observe(sent)
-
-    def stage(self, name: str, seconds: float) -> None:
-        """A stage of an evaluation ended."""
-        stage = self._stages.get(name)
-        if stage is None:
-            stage = self._stages[name] = self.stage_duration.labels(name)
-        stage.observe(seconds)
+        duration.observe(record.duration_s)
+        self.http_request_size.observe(record.received_bytes)
+        self.http_response_size.observe(record.sent_bytes)
+        if record.wire is not None:
+            self._evaluations[record.wire, record.result].inc()
+        if record.gone_in is not None:
+            self.disconnects.labels(record.gone_in).inc()
+        for name, seconds in record.stages.items():
+            self._stages[name].observe(seconds)
 
     def batch(self, *, requests: int, rows: int, elements: int, closed_by: str) -> None:
         """A batch was computed."""

@@ -23,6 +23,8 @@ MAX_NESTING = 16
 ARRAY_FIELDS = frozenset({"logits", "labels", "weight", "sample_weight", "grad_output"})
 _NONFINITE_FIELDS = frozenset({"logits", "labels"})
 _MAX_LIST = 64
+_VECTORIZED_BYTES = 4096
+"""From here on numpy counts brackets faster than bytes.count does."""
 
 
 def decode(body: bytes | bytearray, scalar_fields: Collection[str]) -> tuple[dict[str, Array], dict[str, object]]:
@@ -240,6 +242,8 @@ def _bracket_count(shape: tuple[int, ...]) -> int:
 
 
 def _count_brackets(body: bytes) -> int:
+    if len(body) < _VECTORIZED_BYTES:
+        return body.count(b"[")
     return int(np.count_nonzero(np.frombuffer(body, dtype=np.uint8) == ord("[")))
 
 

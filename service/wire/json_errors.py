@@ -20,7 +20,7 @@ def pointer(path: JsonPath) -> str:
     return "#" + "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
 
 
-def explain_malformed(body: bytes, reason: str) -> ServiceError:
+def explain_malformed(body: bytes, reason: str) -> ServiceError:  # noqa: PLR0911 - a list of causes
     """Says what a body that simdjson refused does wrong, with the position where it can be had."""
     if not body.strip():
         return MalformedJson("The body is empty; send a JSON object with logits and labels.")

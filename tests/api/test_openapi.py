@@ -141,6 +141,7 @@ ANSWERS = [
     pytest.param({"include": ["losses", "gradients"], "encoding": "base64"}, id="base64"),
     pytest.param({"logits": [[0, "NaN"], [0, 1], [1, 0]], "labels": [0, -100, 1]}, id="non-finite-and-warned"),
     pytest.param({"logits": [0.5, 1.5], "labels": 0, "include": ["losses", "margin", "predictions"]}, id="one-sample"),
+    pytest.param({"label_smoothing": None, "reduction": None, "include": None, "weight": None}, id="null-is-absent"),
     pytest.param({"labels": [-100] * 3, "include": ["loss", "summary"]}, id="nothing-counts"),
 ]
 

@@ -34,7 +34,8 @@ def test_every_check_holds_for_generated_requests(server: Server) -> None:
     """Examples, boundaries of every constraint and random data, as schemathesis' command line runs them."""
     config = schemathesis.Config.from_dict(CONFIG)
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json", config=config)
-    failures, requests = [], 0
+    failures: list[str] = []
+    requests = 0
     for event in from_schema(schema).execute():
         assert not isinstance(event, events.NonFatalError | events.FatalError), event
         if isinstance(event, events.ScenarioFinished):

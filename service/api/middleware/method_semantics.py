@@ -24,6 +24,7 @@ class MethodSemantics:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers OPTIONS, and passes everything else on."""
         if scope["type"] == "http":
             if scope["method"] == "OPTIONS" and (scope["path"] == "*" or allowed_methods(scope)):
                 allow = ", ".join(allowed_methods(scope)) or "GET, HEAD, OPTIONS, POST"

@@ -1,6 +1,8 @@
 """The outermost layer: names every request, and writes down what became of it."""
 
+import re
 import time
+import uuid
 from typing import Any, Protocol
 
 import structlog
@@ -8,14 +10,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ... import __version__
 from ...telemetry.metrics import Metrics
-from ..record import RequestRecord, request_id_of
+from ...telemetry.record import RequestRecord
 
-_COMMON = [(b"x-service-version", __version__.encode())]
+_VERSION = (b"x-service-version", __version__.encode())
+_NO_STORE = (b"cache-control", b"no-store")
+_CLOSE = (b"connection", b"close")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _QUIET_ROUTES = frozenset({"/livez", "/readyz", "/metrics"})
 
 
-class Draining(Protocol):
-    """Whether answers should close their connections."""
+class Drainable(Protocol):
+    """Tells whether answers should close their connections."""
 
     is_draining: bool
 
@@ -23,29 +28,24 @@ class Draining(Protocol):
 class Observation:
     """Adds the headers every answer carries; records metrics and one log line when it is sent."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, health: Draining) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, health: Drainable) -> None:
         self.app = app
         self._metrics = metrics
         self._health = health
         self._log: Any = structlog.get_logger("losseval")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on, with its record in the scope's state."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        record = RequestRecord(request_id_of(scope), time.perf_counter())
+        record = RequestRecord(_request_id(scope), scope["method"], time.perf_counter())
         scope.setdefault("state", {})["record"] = record
-        is_draining = self._health.is_draining
 
         async def send_observed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                headers = message["headers"] = [*message["headers"], *_COMMON]
-                headers.append((b"x-request-id", record.request_id.encode()))
-                if not any(name == b"cache-control" for name, _ in headers):
-                    headers.append((b"cache-control", b"no-store"))
-                if is_draining:
-                    headers.append((b"connection", b"close"))
+                message["headers"] = [*message["headers"], *self._headers(record)]
             else:
                 record.sent_bytes += len(message.get("body", b""))
             await send(message)
@@ -57,35 +57,28 @@ class Observation:
             self._metrics.http_in_flight.dec()
             self._finish(scope, record)
 
+    def _headers(self, record: RequestRecord) -> list[tuple[bytes, bytes]]:
+        headers = [_VERSION, _NO_STORE, (b"x-request-id", record.request_id.encode())]
+        return [*headers, _CLOSE] if self._health.is_draining else headers
+
     def _finish(self, scope: Scope, record: RequestRecord) -> None:
-        seconds = time.perf_counter() - record.started
-        route = record.route if record.route != "other" else getattr(scope.get("route"), "path", "other")
-        self._metrics.response(
-            method=scope["method"],
-            route=route,
-            code=record.status,
-            seconds=seconds,
-            received=record.received_bytes,
-            sent=record.sent_bytes,
-        )
-        log = self._log.debug if route in _QUIET_ROUTES else self._log.info
-        log("request", **_line(scope, record, route, seconds))
+        record.duration_s = time.perf_counter() - record.started
+        if record.route == "other" and "route" in scope:
+            record.route = getattr(scope["route"], "path", "other")
+        self._metrics.request(record)
+        log = self._log.debug if record.route in _QUIET_ROUTES else self._log.info
+        log("request", **record.line())
 
 
-def _line(scope: Scope, record: RequestRecord, route: str, seconds: float) -> dict[str, object]:
-    line: dict[str, object] = {
-        "request_id": record.request_id,
-        "method": scope["method"][:16],
-        "route": route,
-        "status": record.status,
-        "duration_ms": round(seconds * 1e3, 3),
-        "received_bytes": record.received_bytes,
-        "sent_bytes": record.sent_bytes,
-    }
-    if record.code is not None:
-        line["code"] = record.code
-    if record.wire is not None:
-        line |= {"wire": record.wire, "rows": record.rows, "classes": record.classes}
-        line |= {f"{name}_ms": round(value * 1e3, 3) for name, value in record.stages.items()}
-        line |= {"batch_requests": record.batch_requests, "batch_rows": record.batch_rows}
-    return line
+def record_of(scope: Scope) -> RequestRecord:
+    """Returns the record of the request being answered."""
+    record: RequestRecord = scope["state"]["record"]
+    return record
+
+
+def _request_id(scope: Scope) -> str:
+    """Returns the caller's X-Request-Id where it is well-formed, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return bytes(value).decode()
+    return uuid.uuid4().hex

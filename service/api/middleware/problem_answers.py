@@ -1,15 +1,14 @@
 """Where errors become answers: whatever is raised below leaves as a problem document."""
 
-from typing import NoReturn
-
 import structlog
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ...errors import InternalError, ServiceError
+from ...telemetry.record import GONE
 from ..problems import from_framework, send_problem
-from ..record import record_of
 from .method_semantics import allowed_methods
+from .observation import record_of
 
 _log = structlog.get_logger("losseval")
 
@@ -21,40 +20,22 @@ class ProblemAnswers:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        has_started = False
-
-        async def send_noted(message: Message) -> None:
-            nonlocal has_started
-            has_started = True
-            await send(message)
-
+        """Passes the request on, and answers what goes wrong."""
         try:
-            await self.app(scope, receive, send_noted)
+            await self.app(scope, receive, send)
         except ServiceError as error:
-            await self._answer(scope, send, error, has_started=has_started)
+            await _answer(scope, send, error)
         except HTTPException as error:
-            await self._answer(scope, send, from_framework(error, scope["path"]), has_started=has_started)
+            await _answer(scope, send, from_framework(error, scope["path"]))
         except Exception:
+            if scope["type"] != "http" or record_of(scope).status != GONE:
+                raise  # too late for another answer: the server closes the connection
             _log.exception("unexpected error", request_id=record_of(scope).request_id)
-            if has_started:
-                raise
-            await self._answer(
-                scope, send, InternalError("The request id finds what happened in the log."), has_started=False
-            )
-
-    async def _answer(self, scope: Scope, send: Send, error: ServiceError, *, has_started: bool) -> None:
-        if has_started:
-            raise error
-        record = record_of(scope)
-        record.code = error.code
-        allow = ", ".join(allowed_methods(scope)) if error.code == "method_not_allowed" else ""
-        await send_problem(send, error, record.request_id, allow=allow)
+            await _answer(scope, send, InternalError("The request id finds what happened in the log."))
 
 
-async def pass_on(request: object, error: Exception) -> NoReturn:
-    """Keeps the framework from answering by itself: its errors, too, become problems in `ProblemAnswers`."""
-    del request
-    raise error
+async def _answer(scope: Scope, send: Send, error: ServiceError) -> None:
+    record = record_of(scope)
+    record.code = error.code
+    allow = ", ".join(allowed_methods(scope)) if error.code == "method_not_allowed" else ""
+    await send_problem(send, error, record.request_id, allow=allow)

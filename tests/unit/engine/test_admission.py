@@ -18,53 +18,47 @@ def an_admission(max_inflight_bytes: int = 1000, max_queue_s: float = 1.0) -> tu
 
 def test_json_reserves_twenty_times_its_length_and_gives_it_back() -> None:
     admission, _ = an_admission()
-    with admission.bytes_reserved("json", 30):
-        assert admission.inflight_bytes == 600
+    reserved = admission.reserve("json", 30)
+    assert admission.inflight_bytes == 600
+    admission.release(reserved)
     assert admission.inflight_bytes == 0
 
 
-def test_bytes_are_given_back_when_the_request_fails() -> None:
-    admission, _ = an_admission()
-    with pytest.raises(KeyError), admission.bytes_reserved("json", 30):
-        raise KeyError
-    assert admission.inflight_bytes == 0
-
-
-@pytest.mark.parametrize(("second", "fits"), [(20, True), (21, False)])
-def test_bytes_in_flight_are_bounded(second: int, fits: bool) -> None:
+def test_bytes_in_flight_are_bounded() -> None:
     admission, rejections = an_admission()
-    with admission.bytes_reserved("json", 30):
-        if fits:
-            with admission.bytes_reserved("json", second):
-                assert admission.inflight_bytes == 1000
-        else:
-            with pytest.raises(Overloaded), admission.bytes_reserved("json", second):
-                pass
-            assert rejections == ["bytes"]
-    assert admission.inflight_bytes == 0
+    admission.reserve("json", 30)
+    with pytest.raises(Overloaded):
+        admission.reserve("json", 21)
+    assert rejections == ["bytes"]
+    admission.reserve("json", 20)
+    assert admission.inflight_bytes == 1000
 
 
 def test_a_lone_request_is_served_however_large() -> None:
     admission, _ = an_admission(max_inflight_bytes=1, max_queue_s=1e-9)
     admission.check_queue("json", 10**9, remaining_s=1e-9)
-    with admission.bytes_reserved("json", 10**9):
-        assert admission.inflight_bytes == 20 * 10**9
+    assert admission.reserve("json", 10**9) == 20 * 10**9
 
 
 def test_work_that_waits_is_bounded_and_says_when_to_come_again() -> None:
     admission, rejections = an_admission(max_queue_s=2.5)
-    with admission.queued("json", 10**8):  # about a second by the initial estimate
+    first = admission.enter("json", 10**8)  # about a second by the initial estimate
+    admission.check_queue("json", 10**8, remaining_s=60)
+    second = admission.enter("json", 10**8)
+    with pytest.raises(Overloaded) as refusal:
         admission.check_queue("json", 10**8, remaining_s=60)
-        with admission.queued("json", 10**8), pytest.raises(Overloaded) as refusal:
-            admission.check_queue("json", 10**8, remaining_s=60)
     assert rejections == ["queue_time"]
     assert refusal.value.retry_after_s == 2
+    admission.leave(first)
+    admission.check_queue("json", 10**8, remaining_s=60)
+    admission.leave(second)
     assert admission.queue_s == 0
 
 
 def test_a_request_that_cannot_meet_its_deadline_is_refused_at_once() -> None:
     admission, rejections = an_admission(max_queue_s=10)
-    with admission.queued("json", 10**8), pytest.raises(DeadlineExceeded):
+    admission.enter("json", 10**8)
+    with pytest.raises(DeadlineExceeded):
         admission.check_queue("json", 1, remaining_s=0.5)
     assert rejections == ["deadline"]
 

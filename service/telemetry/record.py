@@ -1,0 +1,64 @@
+"""What is known of a request while it is answered; ends as one log line and a few metrics."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+GONE = 499
+"""nginx's status for a caller that left; nobody sees it but the log and the metrics."""
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """Filled in as the request goes its way. Stages are in seconds, by the names of Server-Timing."""
+
+    request_id: str
+    method: str
+    started: float
+    route: str = "other"
+    status: int = GONE
+    code: str | None = None
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    duration_s: float = 0.0
+    wire: str | None = None
+    gone_in: Literal["body", "evaluation"] | None = None
+    rows: int = 0
+    classes: int = 0
+    batch_requests: int = 0
+    batch_rows: int = 0
+    stages: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def result(self) -> str:
+        """Whether an evaluation was answered."""
+        return "ok" if self.status < 400 else "error"  # noqa: PLR2004 - where HTTP's errors begin
+
+    def line(self) -> dict[str, object]:
+        """Returns the fields of the log line; no header, no tensor, nothing longer than its bound."""
+        line: dict[str, object] = {
+            "request_id": self.request_id,
+            "method": self.method[:16],
+            "route": self.route,
+            "status": self.status,
+            "duration_ms": _ms(self.duration_s),
+            "received_bytes": self.received_bytes,
+            "sent_bytes": self.sent_bytes,
+        }
+        if self.code is not None:
+            line["code"] = self.code
+        if self.wire is not None:
+            line["wire"] = self.wire
+        if self.batch_requests:
+            line |= {"rows": self.rows, "classes": self.classes}
+            line |= {"batch_requests": self.batch_requests, "batch_rows": self.batch_rows}
+            line |= {f"{name}_ms": _ms(seconds) for name, seconds in self.stages.items()}
+        return line
+
+    def server_timing(self) -> str:
+        """Returns the value of the Server-Timing header (milliseconds)."""
+        stages = ", ".join(f"{name};dur={seconds * 1e3:.3f}" for name, seconds in self.stages.items())
+        return f'{stages}, batch;desc="requests={self.batch_requests} rows={self.batch_rows}"'
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)
