@@ -55,7 +55,7 @@ class CrossEntropy:
         self._admission.check_queue("json", head.content_length, remaining_s=head.timeout_s)
         reserved = self._admission.reserve("json", head.content_length)
         try:
-            body = await read_body(receive, self._limits.check, timeout_s=head.timeout_s)
+            body = await read_body(receive, self._limits.check, timeout_s=self._limits.timeout_s)
             record.received_bytes = len(body)
             self._admission.check_queue("json", len(body), remaining_s=deadline - time.monotonic())
             work = self._admission.enter("json", len(body))

@@ -57,9 +57,9 @@ def summarize(evaluation: Evaluation, rows: Mapping[str, Array]) -> dict[str, ob
 def _calibration(confidence: Array, correct: Array) -> dict[str, object]:
     known = np.isfinite(confidence)
     bins = np.clip(np.ceil(confidence[known] * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
-    count = np.bincount(bins, minlength=CALIBRATION_BINS)
-    confidence_sum = np.bincount(bins, weights=confidence[known], minlength=CALIBRATION_BINS)
-    hits = np.bincount(bins, weights=correct[known], minlength=CALIBRATION_BINS).astype(np.int64)
+    count = _tally(bins, None, CALIBRATION_BINS)
+    confidence_sum = _tally(bins, confidence[known], CALIBRATION_BINS)
+    hits = _tally(bins, correct[known], CALIBRATION_BINS)
     total = int(count.sum())
     error = float(np.abs(confidence_sum - hits).sum() / total) if total else math.nan
     return {
@@ -84,7 +84,8 @@ def _entropy(frequencies: Array) -> float:
 
 def _tally(target: Array, weights: Array | None, classes: int) -> Array:
     tallied = np.bincount(target, weights=weights, minlength=classes)
-    return tallied.astype(np.int64) if weights is None or weights.dtype == bool else tallied
+    # Of nothing, bincount makes integers whatever the weights are.
+    return tallied.astype(np.int64 if weights is None or weights.dtype == bool else np.float64)
 
 
 def _mean(values: Array) -> float:

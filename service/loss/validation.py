@@ -112,7 +112,7 @@ def _has_index_labels(logits: Array, labels: Array, shape: tuple[int, ...], opti
     if labels.ndim == logits.ndim - 1 and labels.shape == shape:
         if name_of(labels) in FLOATS:
             detail = (
-                f"labels of shape {shape_text(shape)} are class indices, which are integers, not {name_of(labels)}; "
+                f"labels of shape {shape_text(shape)} are class indices, which are integers, and these are floats; "
                 "cast them (labels.astype('int64') in numpy, labels.long() in torch)"
             )
             raise UnsupportedDtype.at("#/labels", detail)
