@@ -26,7 +26,7 @@ class Plan:
 
 
 FULL: Final = Plan(rounds=5, seconds=3, warmup_s=0.4)
-QUICK: Final = Plan(rounds=3, seconds=0.8, warmup_s=0.2)
+QUICK: Final = Plan(rounds=3, seconds=0.6, warmup_s=0.2)
 
 
 Sample = tuple[LoadResult, float]

@@ -10,7 +10,7 @@ from benchmarks.report import Table, at_most, median, progress, row
 
 _IMPORTS: Final = "import torch, fastapi; print('imported', flush=True)"
 _ROUNDS: Final = 5
-_QUICK_ROUNDS: Final = 2
+_QUICK_ROUNDS: Final = 1
 
 
 def import_s() -> float:

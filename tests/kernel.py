@@ -1,6 +1,6 @@
 """The one place that knows how the accuracy tests reach the kernel.
 
-For now over HTTP with base64 tensor objects, which carry every dtype exactly.
+Over HTTP with base64 tensor objects, which carry every dtype exactly.
 """
 
 from typing import Any

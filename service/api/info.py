@@ -3,10 +3,10 @@
 import html
 import platform
 from collections.abc import Mapping
-from typing import get_args
+from typing import Annotated, get_args
 
 import torch
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from fastapi.responses import HTMLResponse, Response
 from pydantic import BaseModel
 
@@ -49,7 +49,9 @@ def router(*, device: str, limits: Mapping[str, int | float], metrics: Metrics) 
         return Response(body, headers={"content-type": media_type})
 
     @routes.get("/problems/{slug}", tags=["operations"], summary="What an error means", response_class=HTMLResponse)
-    async def get_problem(slug: str) -> HTMLResponse:
+    async def get_problem(
+        slug: Annotated[str, Path(json_schema_extra={"enum": sorted(problems.BY_SLUG)})],
+    ) -> HTMLResponse:
         kind = problems.BY_SLUG.get(slug)
         if kind is None:
             detail = f"There is no error called {slug[:64]!r}; there are {', '.join(sorted(problems.BY_SLUG))}."

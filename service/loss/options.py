@@ -59,6 +59,7 @@ class Formula:
     temperature: float = 1.0
     z_loss: float = 0.0
     precision: Precision = "standard"
+    """`high` also where float32 would not be accurate enough, whatever the request said."""
     gradient_dtype: FloatName | None = None
     outputs: frozenset[str] = frozenset()
     class_weight: bytes | None = None

@@ -70,11 +70,11 @@ def _encodable(value: object, *, base64: bool) -> object:
     if isinstance(value, np.ndarray):
         if base64 and value.ndim:
             return encode_tensor(value)
-        if value.ndim == 0:
-            return _encodable(value.item(), base64=base64)
         if name_of(value) in {"F16", "BF16"}:  # every 16-bit number is a float32, which orjson knows
             value = value.astype(np.float32)
-        return nonfinite.encode_array(np.ascontiguousarray(value))
+        # ascontiguousarray makes a scalar a list of one, whose brackets go again.
+        encoded = nonfinite.encode_array(np.ascontiguousarray(value))
+        return orjson.Fragment(encoded if value.ndim else encoded[1:-1])
     if isinstance(value, float):
         return nonfinite.encode_number(value)
     if isinstance(value, Mapping):

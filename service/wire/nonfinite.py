@@ -40,8 +40,8 @@ def encode_number(number: float) -> object:
     return number if math.isfinite(number) else _name(number)
 
 
-def encode_array(array: Array) -> object:
-    """Returns what orjson writes as the array, non-finite elements as strings.
+def encode_array(array: Array) -> bytes:
+    """Writes an array of rank >= 1 as JSON, non-finite elements as strings.
 
     orjson writes non-finite elements as null, and nothing else in an array of numbers is null: the nulls are replaced
     in order.
@@ -49,13 +49,13 @@ def encode_array(array: Array) -> object:
     encoded = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
     pieces = encoded.split(b"null")
     if len(pieces) == 1:
-        return orjson.Fragment(encoded)
+        return encoded
     flat = array.reshape(-1)
     names = [f'"{_name(number)}"'.encode() for number in flat[~np.isfinite(flat)].tolist()]
     whole = [pieces[0]]
     for name, piece in zip(names, pieces[1:], strict=True):
         whole += (name, piece)
-    return orjson.Fragment(b"".join(whole))
+    return b"".join(whole)
 
 
 def _name(number: float) -> str:
