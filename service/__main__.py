@@ -2,7 +2,7 @@
 
 import sys
 
-from . import server
+from . import host, server
 from .app import create_app
 from .settings import load
 from .telemetry import logs
@@ -11,6 +11,7 @@ from .telemetry import logs
 def main() -> None:
     """Runs the service until it is told to stop."""
     settings = load(sys.argv[1:])
+    host.keep_freed_memory()
     logs.configure(level=settings.log_level, format=settings.log_format)
     try:
         app = create_app(settings)

@@ -1,15 +1,18 @@
 """The only place that wires the parts together."""
 
+import gc
 import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
 import structlog
 from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from . import __version__
 from .api import cross_entropy, documentation, health, info
@@ -35,77 +38,76 @@ _log = structlog.get_logger("losseval")
 _BATCH_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 27}
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """Builds the application; without settings, from the environment alone."""
+@dataclass(frozen=True, slots=True)
+class Application:
+    """The ASGI application: the middleware around the framework, and what the server needs to know."""
+
+    layers: ASGIApp
+    framework: FastAPI
+    health: Health
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request."""
+        await self.layers(scope, receive, send)
+
+
+def create_app(settings: Settings | None = None) -> Application:
+    """Builds the application; without settings, from the environment alone.
+
+    Raises:
+        ValueError: The device asked for is not there.
+    """
     settings = settings or Settings()
     device = TorchDevice(settings.device, threads=settings.threads)
-    metrics = Metrics(version=__version__, device=device.name, reasons=get_args(Reason), closers=get_args(ClosedBy))
     batch_elements = settings.max_batch_elements or _BATCH_ELEMENTS[device.device.type]
+    settings = settings.model_copy(update={"device": device.name, "max_batch_elements": batch_elements})
+    metrics = Metrics(version=__version__, device=device.name, reasons=get_args(Reason), closers=get_args(ClosedBy))
     batch_limits = BatchLimits(batch_elements, settings.max_batch_requests)
     batcher = Batcher(device, batch_limits, clock=time.monotonic, metrics=metrics)
-    size_limits = SizeLimits(settings.max_classes, settings.max_elements)
-    evaluator = Evaluator(batcher, size_limits, clock=time.monotonic)
+    evaluator = Evaluator(batcher, SizeLimits(settings.max_classes, settings.max_elements))
     admission = Admission(settings.max_inflight_bytes, settings.max_queue_ms / 1e3, metrics)
     metrics.watch(batcher.__len__, lambda: admission.queue_s)
     state = Health(batcher)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        _announce(settings, device)
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        _announce(settings)
         batcher.start()
         await _warm_up(evaluator)
+        # What was imported lives for ever; a full collection that walks it stops everything for a tenth of a second.
+        gc.collect()
+        gc.freeze()
         state.is_warm = True
         yield
-        del app
         state.is_draining = True
         await batcher.close()
         evaluator.close()
         device.close()
 
-    app = FastAPI(
-        title="losseval",
-        version=__version__,
-        summary="Cross-entropy, per-sample losses and gradients over HTTP.",
-        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-        lifespan=lifespan,
-    )
-    app.state.health = state
     body_limits = BodyLimits(settings.max_body_bytes, settings.max_json_bytes, settings.request_timeout)
     endpoint = CrossEntropy(evaluator, admission, body_limits, state)
-    documentation.add_cross_entropy(app, endpoint)
-    limits = _limits(settings, batch_limits)
-    app.include_router(info.router(device=device.name, limits=limits, metrics=metrics))
-    app.include_router(health.router(state))
-    documentation.add_documentation(app)
+    framework = documentation.framework(lifespan)
+    documentation.add_cross_entropy(framework, endpoint)
+    framework.include_router(info.router(device=device.name, limits=_limits(settings), metrics=metrics))
+    framework.include_router(health.router(state))
     # Without the framework's own error handlers: whatever goes wrong becomes a problem document.
-    framework = MethodSemantics(AsyncExitStackMiddleware(app.router))
-    shortcut = Shortcut(framework, method="POST", path=cross_entropy.PATH, endpoint=endpoint)
-    app.middleware_stack = Observation(ProblemAnswers(shortcut), metrics=metrics, health=state)
-    return app
+    framework.middleware_stack = AsyncExitStackMiddleware(framework.router)
+    slow_way = MethodSemantics(framework, routes=framework.routes)
+    either_way = Shortcut(slow_way, method="POST", path=cross_entropy.PATH, endpoint=endpoint)
+    layers = Observation(ProblemAnswers(either_way, routes=framework.routes), metrics=metrics, health=state)
+    return Application(layers, framework, state)
 
 
-def _limits(settings: Settings, batch: BatchLimits) -> dict[str, int | float]:
-    return {
-        "max_body_bytes": settings.max_body_bytes,
-        "max_json_bytes": settings.max_json_bytes,
-        "max_classes": settings.max_classes,
-        "max_elements": settings.max_elements,
-        "max_batch_elements": batch.max_elements,
-        "max_batch_requests": batch.max_requests,
-        "max_inflight_bytes": settings.max_inflight_bytes,
-        "max_queue_ms": settings.max_queue_ms,
-        "request_timeout": settings.request_timeout,
-    }
+def _limits(settings: Settings) -> dict[str, int | float]:
+    names = (name for name in Settings.model_fields if name.startswith("max_") or name == "request_timeout")
+    return {name: getattr(settings, name) for name in names}
 
 
-def _announce(settings: Settings, device: TorchDevice) -> None:
+def _announce(settings: Settings) -> None:
     ignored = ignored_variables(os.environ)
     if ignored:
         _log.warning("environment variables that set nothing here were ignored", names=ignored)
-    _log.info("settings", **settings.model_dump(), resolved_device=device.name)
+    _log.info("settings", **settings.model_dump())
 
 
 async def _warm_up(evaluator: Evaluator) -> None:

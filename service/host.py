@@ -1,8 +1,10 @@
 """What this process may use of the machine it runs on: the container's quota where there is one."""
 
+import ctypes
 import os
 from pathlib import Path
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -20,6 +22,17 @@ def memory_limit_bytes(cgroup: Path = _CGROUP) -> int:
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = _read(cgroup / "memory.max")
     return min(physical, int(limit)) if limit.isdigit() else physical
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep up to 64 MiB that were freed, instead of giving every large array back to the kernel at once.
+
+    Getting it back costs a page fault for each 4 KiB, a quarter of the time of a large request.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from other C libraries
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 64 << 20)
 
 
 def _read(path: Path) -> str:

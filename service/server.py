@@ -5,10 +5,10 @@ import signal
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI
 
 from .api.health import Health
 from .api.protocol import HttpProtocol
+from .app import Application
 from .settings import Settings
 
 
@@ -37,7 +37,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def build(app: FastAPI, settings: Settings) -> Server:
+def build(app: Application, settings: Settings) -> Server:
     """Configures the server: uvloop, httptools, no access log (there is one line a request already)."""
     config = uvicorn.Config(
         app,
@@ -54,4 +54,4 @@ def build(app: FastAPI, settings: Settings) -> Server:
         timeout_keep_alive=75,
         timeout_graceful_shutdown=settings.shutdown_timeout,
     )
-    return Server(config, app.state.health, drain_delay_s=settings.drain_delay)
+    return Server(config, app.health, drain_delay_s=settings.drain_delay)

@@ -9,8 +9,9 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse, RedirectResponse
 from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Lifespan
 
+from .. import __version__
 from . import cross_entropy
 from .problems import MEDIA_TYPE, PROBLEMS
 from .schemas import WORKED_EXAMPLE, CrossEntropyRequest, CrossEntropyResponse, Problem
@@ -46,68 +47,18 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 }
 
 
-class PlainRoute(APIRoute):
-    """A documented route whose application is the ASGI endpoint itself.
-
-    FastAPI generates the documentation from it; its request handling (dependencies, validation, response models) is
-    not in the way of the tensors.
-    """
-
-    def __init__(self, *args: Any, application: ASGIApp, **options: Any) -> None:  # noqa: ANN401 - FastAPI's signature
-        super().__init__(*args, **options)
-        self.app = application
-
-
-def add_cross_entropy(app: FastAPI, endpoint: ASGIApp) -> None:
-    """Adds the operation with its documentation."""
-
-    async def documented() -> None:
-        """Cross-entropy of logits and labels, with per-sample losses, gradients and diagnostics."""
-
-    schema = CrossEntropyRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-    app.router.routes.append(
-        PlainRoute(
-            cross_entropy.PATH,
-            documented,
-            application=endpoint,
-            methods=["POST"],
-            operation_id="cross_entropy",
-            summary="Cross-entropy",
-            tags=["cross-entropy"],
-            response_model=CrossEntropyResponse,
-            responses=problem_responses(),
-            openapi_extra={
-                "requestBody": {
-                    "required": True,
-                    "content": {
-                        "application/json": {
-                            "schema": {"$ref": "#/components/schemas/CrossEntropyRequest"},
-                            "examples": EXAMPLES,
-                        }
-                    },
-                },
-                "x-schemas": {"CrossEntropyRequest": schema},
-            },
-        )
+def framework(lifespan: Lifespan[FastAPI]) -> FastAPI:
+    """Builds the FastAPI application that serves `/docs`, `/openapi.json` and the redirect from `/`."""
+    app = FastAPI(
+        title="losseval",
+        version=__version__,
+        summary="Cross-entropy, per-sample losses and gradients over HTTP.",
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
     )
-
-
-def problem_responses() -> dict[int | str, dict[str, Any]]:
-    """Returns OpenAPI's responses for every status of the table of problems."""
-    codes: Mapping[int, list[str]] = defaultdict(list)
-    for kind, entry in PROBLEMS.items():
-        codes[entry.status].append(kind.code)
-    return {
-        status: {
-            "description": ", ".join(sorted(names)),
-            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-        }
-        for status, names in sorted(codes.items())
-    }
-
-
-def add_documentation(app: FastAPI) -> None:
-    """Serves `/docs`, `/openapi.json` and the redirect from `/`."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -126,20 +77,61 @@ def add_documentation(app: FastAPI) -> None:
         return FileResponse(_STATIC / "docs.html", media_type="text/html")
 
     app.mount("/docs", StaticFiles(directory=_STATIC), name="docs")
+    return app
+
+
+class PlainRoute(APIRoute):
+    """A documented route whose application is the ASGI endpoint itself, without FastAPI's request handling."""
+
+    def __init__(self, *args: Any, application: ASGIApp, **options: Any) -> None:  # noqa: ANN401 - FastAPI's signature
+        super().__init__(*args, **options)
+        self.app = application
+
+
+def add_cross_entropy(app: FastAPI, endpoint: ASGIApp) -> None:
+    """Adds the operation with its documentation."""
+
+    async def documented() -> None:
+        """Cross-entropy of logits and labels, with per-sample losses, gradients and diagnostics."""
+
+    reference = {"$ref": "#/components/schemas/CrossEntropyRequest"}
+    content = {"application/json": {"schema": reference, "examples": EXAMPLES}}
+    route = PlainRoute(
+        cross_entropy.PATH,
+        documented,
+        application=endpoint,
+        methods=["POST"],
+        operation_id="cross_entropy",
+        summary="Cross-entropy",
+        tags=["cross-entropy"],
+        response_model=CrossEntropyResponse,
+        responses=problem_responses(),
+        openapi_extra={"requestBody": {"required": True, "content": content}},
+    )
+    app.router.routes.append(route)
+
+
+def problem_responses() -> dict[int | str, dict[str, Any]]:
+    """Returns OpenAPI's responses for every status of the table of problems."""
+    codes: Mapping[int, list[str]] = defaultdict(list)
+    for kind, entry in PROBLEMS.items():
+        codes[entry.status].append(kind.code)
+    return {
+        status: {
+            "description": ", ".join(sorted(names)),
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status, names in sorted(codes.items())
+    }
 
 
 def _complete(document: dict[str, Any]) -> dict[str, Any]:
     """Moves the schemas of hand-written parts to where OpenAPI keeps them."""
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    operation = document["paths"][cross_entropy.PATH]["post"]
     template = "#/components/schemas/{model}"
-    for name, schema in (
-        *operation.pop("x-schemas").items(),
-        ("Problem", Problem.model_json_schema(ref_template=template)),
-    ):
-        for inner, definition in schema.pop("$defs", {}).items():
-            schemas.setdefault(inner, definition)
-        schemas[name] = schema
+    for model in (CrossEntropyRequest, Problem):
+        schema = model.model_json_schema(ref_template=template)
+        schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
     for path in document["paths"].values():
         for method in path.values():
             default = {

@@ -11,6 +11,8 @@ from ..errors import DeadlineExceeded, Draining, InsufficientDeviceMemory
 from ..loss.evaluation import Evaluation
 from .batch_plan import BatchLimits, ClosedBy, Waiting
 
+EXPIRY_INTERVAL_S = 0.1
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceRows:
@@ -90,6 +92,8 @@ class Batcher:
         self._metrics = metrics
         self._arrival = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._running: Sequence[Job] = ()
         self._is_draining = False
 
     def __len__(self) -> int:
@@ -102,7 +106,9 @@ class Batcher:
 
     def start(self) -> None:
         """Starts the task that runs batches."""
-        self._task = asyncio.get_running_loop().create_task(self._serve(), name="batcher")
+        loop = asyncio.get_running_loop()
+        self._task = loop.create_task(self._serve(), name="batcher")
+        self._watch = loop.create_task(self._expire_regularly(), name="batcher deadlines")
 
     async def close(self) -> None:
         """Refuses new work, finishes what waits, and ends the task."""
@@ -111,6 +117,15 @@ class Batcher:
         if self._task is not None:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+        if self._watch is not None:
+            self._watch.cancel()
+
+    def expire(self) -> None:
+        """Answers the jobs whose deadline has passed, whether they wait or are computed."""
+        now = self._clock()
+        for job in (*self._waiting, *self._running):
+            if job.deadline <= now:
+                job.fail(DeadlineExceeded("The deadline passed before the answer was there."))
 
     async def submit(self, evaluation: Evaluation, *, deadline: float) -> Computed:
         """Waits for the evaluation's turn and returns its rows.
@@ -127,6 +142,12 @@ class Batcher:
         self._arrival.set()
         return await done
 
+    async def _expire_regularly(self) -> None:
+        # One look at all jobs ten times a second costs less than a timer for each.
+        while True:
+            await asyncio.sleep(EXPIRY_INTERVAL_S)
+            self.expire()
+
     async def _serve(self) -> None:
         while True:
             while not len(self._waiting):
@@ -142,6 +163,7 @@ class Batcher:
 
     async def _run(self, jobs: Sequence[Job], closed_by: ClosedBy) -> None:
         started = self._clock()
+        self._running = jobs
         try:
             result = await self._device.run([job.evaluation for job in jobs])
         except InsufficientDeviceMemory as error:

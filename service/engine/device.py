@@ -63,8 +63,10 @@ class TorchDevice:
 
     def __init__(self, name: str, *, threads: int) -> None:
         self.device = resolve(name)
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="torch")
-        torch.set_num_threads(threads)
+        # OpenMP counts threads for each calling thread. Tiny batches run in the event loop's, on one: a team of several
+        # spins for milliseconds after every exponential, however small.
+        torch.set_num_threads(1)
+        self._executor = ThreadPoolExecutor(1, "torch", torch.set_num_threads, (threads,))
 
     @property
     def name(self) -> str:

@@ -6,6 +6,7 @@ in their own dtype, in full width, here.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -72,7 +73,8 @@ def validate(arrays: Mapping[str, Array], options: LossOptions, limits: SizeLimi
     if options.input == "logits" and _look_like_probabilities(rows):
         warnings.append(_softmax_twice(rows.shape[0]))
 
-    formula = _formula(options, class_weight, has_indices=has_indices)
+    weight_bytes = None if class_weight is None else class_weight.tobytes()
+    formula = _formula(options, weight_bytes, has_indices=has_indices)
     weighting = weigh(
         flat,
         shape,
@@ -143,10 +145,11 @@ def _check_indices(
     flat = labels.reshape(-1)
     if flat.size == 0:
         return flat.astype(np.int64), None
-    # The common case costs two reductions: every label in range, and ignore_index out of it.
-    inside = int(flat.min()) >= 0 and int(flat.max()) < classes
-    if inside and not 0 <= ignore_index < classes:
-        return np.ascontiguousarray(flat, dtype=np.int64), None
+    # The common case costs one reduction: every label in range, and ignore_index out of it. Read as unsigned, a
+    # negative label is a large one.
+    as_unsigned = flat.view(f"u{flat.itemsize}")
+    if int(np.maximum.reduce(as_unsigned)) < classes and not 0 <= ignore_index < classes:
+        return flat.astype(np.int64, copy=False), None
     ignored = flat == ignore_index
     bad = ~ignored & ((flat < 0) | (flat >= classes))
     if bad.any():
@@ -185,7 +188,7 @@ def _normalization_warnings(labels: Array) -> list[Warning_]:
 
 def _look_like_probabilities(rows: Array) -> bool:
     """Whether every row lies in [0, 1] and sums to 1, looking at as little as decides it."""
-    if rows.shape[0] == 0 or not 0 <= rows[0, 0] <= 1:
+    if rows.shape[0] == 0 or not 0 <= rows.item(0) <= 1:
         return False
     for part in (rows[:1], rows):
         wide = part.astype(np.float64)
@@ -202,7 +205,8 @@ def _softmax_twice(count: int) -> Warning_:
     return Warning_("logits_look_like_probabilities", detail, count, tuple(range(min(count, 10))))
 
 
-def _formula(options: LossOptions, class_weight: Array | None, *, has_indices: bool) -> Formula:
+@lru_cache(maxsize=256)
+def _formula(options: LossOptions, class_weight: bytes | None, *, has_indices: bool) -> Formula:
     outputs = {"losses", "maximum", *options.include} - {"loss", "summary"}
     if "summary" in options.include:
         outputs |= {"nll", "predictions", "rank", "confidence"}
@@ -218,5 +222,5 @@ def _formula(options: LossOptions, class_weight: Array | None, *, has_indices: b
         precision="high" if needs_float64 else options.precision,
         gradient_dtype=options.gradient_dtype if "gradients" in outputs else None,
         outputs=frozenset(outputs),
-        class_weight=None if class_weight is None else class_weight.tobytes(),
+        class_weight=class_weight,
     )

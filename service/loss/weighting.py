@@ -51,14 +51,13 @@ def weigh(  # noqa: PLR0913 - all that decides what a row counts
         ShapeMismatch, UnsupportedDtype, InvalidValue: `sample_weight` or `grad_output` is wrong.
     """
     samples = None if sample_weight is None else _sample_weight(sample_weight, shape)
-    upstream = _upstream(grad_output, shape, options)
+    upstream = 1.0 if grad_output is None else _upstream(grad_output, shape, options)
     normalizer, row_weight = _normalizer(labels, ignored, samples, class_weight, options)
     if "gradients" not in options.include:
         return Weighting(normalizer, row_weight, None)
-    scale = upstream / options.temperature
-    if options.reduction == "mean":
-        scale = scale / normalizer if normalizer else 0.0 * scale
-    rows = np.broadcast_to(scale, (labels.shape[0],)) if row_weight is None else row_weight * scale
+    divisor = normalizer if options.reduction == "mean" else 1.0
+    scale = upstream / (divisor * options.temperature) if divisor else 0.0
+    rows = np.full(labels.shape[0], scale) if row_weight is None else row_weight * scale
     return Weighting(normalizer, row_weight, rows)
 
 
@@ -125,9 +124,7 @@ def _wide(name: str, array: Array) -> Array:
     return array.reshape(-1).astype(np.float64)
 
 
-def _upstream(grad_output: Array | None, shape: tuple[int, ...], options: LossOptions) -> Array:
-    if grad_output is None:
-        return np.ones(1)
+def _upstream(grad_output: Array, shape: tuple[int, ...], options: LossOptions) -> float | Array:
     if grad_output.shape != () and not (options.reduction == "none" and grad_output.shape == shape):
         fits = f"a number or {shape_text(shape)}" if options.reduction == "none" else "a number"
         detail = f"grad_output has shape {shape_text(grad_output.shape)}; reduction={options.reduction} takes {fits}"
@@ -138,7 +135,7 @@ def _upstream(grad_output: Array | None, shape: tuple[int, ...], options: LossOp
         summary = f"{np.count_nonzero(~finite)} values of grad_output are not finite"
         describe = lambda place: f"{flat[place]} is not finite"  # noqa: E731 - as above
         raise error_at(InvalidValue, "grad_output", summary, bad=~finite, shape=grad_output.shape, describe=describe)
-    return flat
+    return flat if shape and grad_output.shape == shape else float(flat[0])
 
 
 def check_range(
@@ -163,6 +160,6 @@ def check_range(
         "grad_output": weighting.gradient_scale,
     }
     for name, array in factors.items():
-        if array is not None and array.size and float(np.abs(array).max()) > largest:
+        if array is not None and array.size and max(array.max(), -array.min()) > largest:
             detail = f"{name} (with the normalizer and temperature it is divided by) {advice}"
             raise NumberOutOfRange.at(f"#/{name}", detail)

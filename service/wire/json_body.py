@@ -5,7 +5,6 @@ lets through is checked here: duplicate keys, a byte order mark, and uneven nest
 refuses is explained by a strict slow parser (`json_errors`).
 """
 
-import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -55,6 +54,7 @@ def decode(body: bytes | bytearray, scalar_fields: Collection[str]) -> tuple[dic
             arrays[name] = document.array(name, value)
         else:
             scalars[name] = _plain(name, value)
+            document.expected_brackets += isinstance(value, simdjson.Array)
     document.check_brackets()
     if "logits" in arrays:
         _settle_dtypes(arrays, document.nested)
@@ -68,18 +68,20 @@ def encode(values: Mapping[str, object], *, base64: bool) -> bytes:
 
 def _encodable(value: object, *, base64: bool) -> object:
     if isinstance(value, np.ndarray):
-        if base64 and value.ndim:
-            return encode_tensor(value)
-        if name_of(value) in {"F16", "BF16"}:  # every 16-bit number is a float32, which orjson knows
-            value = value.astype(np.float32)
-        # ascontiguousarray makes a scalar a list of one, whose brackets go again.
-        encoded = nonfinite.encode_array(np.ascontiguousarray(value))
-        return orjson.Fragment(encoded if value.ndim else encoded[1:-1])
+        return encode_tensor(value) if base64 and value.ndim else _fragment(value)
     if isinstance(value, float):
         return nonfinite.encode_number(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {name: _encodable(item, base64=base64) for name, item in value.items()}
     return value
+
+
+def _fragment(array: Array) -> orjson.Fragment:
+    if array.dtype.itemsize == 2:  # noqa: PLR2004 - F16, BF16: every 16-bit number is a float32, which orjson knows
+        array = array.astype(np.float32)
+    # ascontiguousarray makes a scalar a list of one, whose brackets go again.
+    encoded = nonfinite.encode_array(np.ascontiguousarray(array))
+    return orjson.Fragment(encoded if array.ndim else encoded[1:-1])
 
 
 class _Document:
@@ -89,7 +91,7 @@ class _Document:
         self.body = body
         self.root = _parse(body)
         self.nested: set[str] = set()
-        self._expected_brackets = 0
+        self.expected_brackets = 0
         self._substituted: Any = None
 
     def names(self, arrays: Collection[str], scalars: Collection[str]) -> list[str]:
@@ -108,7 +110,7 @@ class _Document:
             keys = list(value.keys())
             check_unique(keys, (name,))
             fields = {key: _plain(name, value[key]) for key in keys}
-            self._expected_brackets += sum(isinstance(field, list) for field in fields.values())
+            self.expected_brackets += sum(isinstance(field, list) for field in fields.values())
             return decode_tensor(name, fields)
         self.nested.add(name)
         if isinstance(value, simdjson.Array):
@@ -123,17 +125,21 @@ class _Document:
         The rows' lengths are checked already, so every bracket that should be there is. More of them stand in strings
         or hide in rows.
         """
-        self._expected_brackets += sum(1 for name in ("include",) if isinstance(self.root.get(name), simdjson.Array))
-        if _count_brackets(self.body) != self._expected_brackets:
+        if _count_brackets(self.body) != self.expected_brackets:
             for name in self.nested:
                 _check_leaves(self.root[name], name, ())
 
     def _flat(self, name: str, value: Any) -> Array:  # noqa: ANN401
         shape = _shape(name, value)
-        self._expected_brackets += math.prod(shape[:-1]) if len(shape) == 1 else _bracket_count(shape)
+        lists = 1
+        for size in shape[:-1]:
+            self.expected_brackets += lists
+            lists *= size
+        self.expected_brackets += lists
         numbers = self._numbers(name, value)
-        _check_even(name, value, shape, ())
-        if numbers.size != math.prod(shape):
+        if len(shape) > 1:
+            _check_even(name, value, shape, ())
+        if numbers.size != lists * shape[-1]:
             _check_leaves(value, name, ())
         return numbers.reshape(shape)
 
@@ -212,8 +218,6 @@ def _shape(name: str, value: Any) -> tuple[int, ...]:  # noqa: ANN401
 
 def _check_even(name: str, value: Any, shape: tuple[int, ...], path: JsonPath) -> None:  # noqa: ANN401
     """Refuses rows that differ in length from the first."""
-    if len(shape) == 1:
-        return
     length = shape[1]
     for index, row in enumerate(value):
         if not isinstance(row, simdjson.Array) or len(row) != length:
@@ -234,11 +238,6 @@ def _check_leaves(value: Any, name: str, path: JsonPath, depth: int | None = Non
             raise ShapeMismatch.at(pointer((name, *path, index)), "ragged: lists and numbers side by side")
         if is_list:
             _check_leaves(item, name, (*path, index), depth)
-
-
-def _bracket_count(shape: tuple[int, ...]) -> int:
-    """Returns the number of opening brackets of a nested array."""
-    return sum(math.prod(shape[:depth]) for depth in range(len(shape)))
 
 
 def _count_brackets(body: bytes) -> int:

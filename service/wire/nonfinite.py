@@ -47,9 +47,9 @@ def encode_array(array: Array) -> bytes:
     in order.
     """
     encoded = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
-    pieces = encoded.split(b"null")
-    if len(pieces) == 1:
+    if np.isfinite(array).all():
         return encoded
+    pieces = encoded.split(b"null")
     flat = array.reshape(-1)
     names = [f'"{_name(number)}"'.encode() for number in flat[~np.isfinite(flat)].tolist()]
     whole = [pieces[0]]

@@ -1,7 +1,10 @@
 """Where errors become answers: whatever is raised below leaves as a problem document."""
 
+from collections.abc import Sequence
+
 import structlog
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ...errors import InternalError, ServiceError
@@ -16,26 +19,26 @@ _log = structlog.get_logger("losseval")
 class ProblemAnswers:
     """Catches errors; a bug is logged with its traceback and answered with nothing but the request id."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, routes: Sequence[BaseRoute]) -> None:
         self.app = app
+        self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, and answers what goes wrong."""
         try:
             await self.app(scope, receive, send)
         except ServiceError as error:
-            await _answer(scope, send, error)
+            await self._answer(scope, send, error)
         except HTTPException as error:
-            await _answer(scope, send, from_framework(error, scope["path"]))
+            await self._answer(scope, send, from_framework(error, scope["path"]))
         except Exception:
             if scope["type"] != "http" or record_of(scope).status != GONE:
                 raise  # too late for another answer: the server closes the connection
             _log.exception("unexpected error", request_id=record_of(scope).request_id)
-            await _answer(scope, send, InternalError("The request id finds what happened in the log."))
+            await self._answer(scope, send, InternalError("The request id finds what happened in the log."))
 
-
-async def _answer(scope: Scope, send: Send, error: ServiceError) -> None:
-    record = record_of(scope)
-    record.code = error.code
-    allow = ", ".join(allowed_methods(scope)) if error.code == "method_not_allowed" else ""
-    await send_problem(send, error, record.request_id, allow=allow)
+    async def _answer(self, scope: Scope, send: Send, error: ServiceError) -> None:
+        record = record_of(scope)
+        record.code = error.code
+        allow = ", ".join(allowed_methods(self._routes, scope)) if error.code == "method_not_allowed" else ""
+        await send_problem(send, error, record.request_id, allow=allow)
