@@ -1,5 +1,6 @@
 """The OpenAPI document, and Swagger UI from this package: no request leaves the host."""
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,37 +15,10 @@ from starlette.types import ASGIApp, Lifespan
 from .. import __version__
 from . import cross_entropy
 from .problems import MEDIA_TYPE, PROBLEMS
-from .schemas import WORKED_EXAMPLE, CrossEntropyRequest, CrossEntropyResponse, Problem
+from .schemas import CrossEntropyRequest, CrossEntropyResponse, Problem
 
 _STATIC = Path(__file__).parent / "static"
-EXAMPLES: dict[str, dict[str, Any]] = {
-    "worked": {"summary": "Three samples, four classes", "value": WORKED_EXAMPLE},
-    "gradients": {
-        "summary": "With gradients, weights and smoothing",
-        "value": {
-            **WORKED_EXAMPLE,
-            "weight": [1.0, 2.0, 0.5, 1.0],
-            "label_smoothing": 0.1,
-            "include": ["loss", "losses", "gradients", "predictions"],
-        },
-    },
-    "probabilities": {
-        "summary": "Class probabilities as labels",
-        "value": {"logits": [[2.0, 0.5]], "labels": [[0.9, 0.1]], "include": ["loss", "summary"]},
-    },
-    "masked": {
-        "summary": "A masked class and an ignored row",
-        "value": {"logits": [[1.0, "-Infinity", 0.0], [0.0, 0.0, 0.0]], "labels": [0, -100]},
-    },
-    "base64": {
-        "summary": "A tensor object",
-        "value": {
-            "logits": {"dtype": "F32", "shape": [1, 2], "data": "AACAPwAAAAA="},
-            "labels": [0],
-            "encoding": "base64",
-        },
-    },
-}
+EXAMPLES = json.loads((_STATIC / "examples.json").read_bytes())
 
 
 def framework(lifespan: Lifespan[FastAPI]) -> FastAPI:

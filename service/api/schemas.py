@@ -105,16 +105,6 @@ class Options(BaseModel):
         )
 
 
-WORKED_EXAMPLE: dict[str, object] = {
-    "logits": [
-        [0.3703, -0.1607, -0.7473, -2.2135],
-        [0.6929, -0.2042, -0.7660, -0.3613],
-        [-0.3363, 0.6417, 0.3103, 0.3132],
-    ],
-    "labels": [0, 1, 2],
-}
-
-
 def _allow_null(schema: dict[str, Any]) -> None:
     """An optional field that is null is as good as absent."""
     for name, field in schema["properties"].items():

@@ -4,7 +4,7 @@ Labels take values from closed sets only: nothing a client sends becomes a label
 """
 
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from prometheus_client import (
@@ -36,110 +36,77 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
-        self.http_requests = Counter(
-            "losseval_http_requests_total", "Requests answered.", ("method", "route", "code"), registry=registry
-        )
-        self.http_duration = Histogram(
-            "losseval_http_request_duration_seconds",
-            "From a request's headers to the end of its answer.",
-            ("route",),
-            buckets=_DURATIONS,
-            registry=registry,
-        )
-        self.http_in_flight = Gauge("losseval_http_requests_in_flight", "Requests being answered.", registry=registry)
-        self.http_request_size = Histogram(
-            "losseval_http_request_size_bytes", "Bodies received.", buckets=_SIZES, registry=registry
-        )
-        self.http_response_size = Histogram(
-            "losseval_http_response_size_bytes", "Bodies sent.", buckets=_SIZES, registry=registry
-        )
-        self.stage_duration = Histogram(
-            "losseval_stage_duration_seconds",
-            "Time of an evaluation by stage.",
-            ("stage",),
-            buckets=_STAGE_DURATIONS,
-            registry=registry,
-        )
-        self.evaluations = Counter(
-            "losseval_evaluations_total",
-            "Evaluations by wire format and result.",
-            ("wire", "result"),
-            registry=registry,
-        )
-        self.rows = Counter("losseval_rows_total", "Rows computed.", registry=registry)
-        self.elements = Counter("losseval_elements_total", "Rows times classes computed.", registry=registry)
-        self.batch_rows = Histogram(
-            "losseval_batch_rows", "Rows of a batch.", buckets=tuple(4**power for power in range(11)), registry=registry
-        )
-        self.batch_requests = Histogram(
-            "losseval_batch_requests",
-            "Requests of a batch.",
-            buckets=tuple(2**power for power in range(11)),
-            registry=registry,
-        )
-        self.batches = Counter(
-            "losseval_batches_total", "Batches computed, by what closed them.", ("closed_by",), registry=registry
-        )
-        self.queue_requests = Gauge("losseval_queue_requests", "Requests that wait for a batch.", registry=registry)
-        self.queue_seconds = Gauge(
-            "losseval_queue_seconds", "Estimated work of requests that arrived and are not answered.", registry=registry
-        )
-        self.rejections = Counter(
-            "losseval_rejected_requests_total", "Requests refused for lack of capacity.", ("reason",), registry=registry
-        )
-        self.disconnects = Counter(
-            "losseval_client_disconnects_total", "Callers that went before their answer.", ("phase",), registry=registry
-        )
-        build = Gauge("losseval_build_info", "1.", ("version", "torch", "cuda", "python", "device"), registry=registry)
-        build.labels(version, torch.__version__, torch.version.cuda or "", platform.python_version(), device).set(1)
-        self._answers: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
-        self._stages = {name: self.stage_duration.labels(name) for name in _STAGES}
-        results = [(wire, result) for wire in ("json",) for result in ("ok", "error")]
-        self._evaluations = {labels: self.evaluations.labels(*labels) for labels in results}
-        self._start_at_zero(reasons, closers)
 
-    def _start_at_zero(self, reasons: Iterable[str], closers: Iterable[str]) -> None:
-        """A counter that appears with its first event hides that event from `increase()`."""
-        for reason in reasons:
-            self.rejections.labels(reason)
-        for closed_by in closers:
-            self.batches.labels(closed_by)
-        for phase in ("body", "evaluation"):
-            self.disconnects.labels(phase)
+        def counter(name: str, about: str, *labels: str) -> Counter:
+            return Counter(f"losseval_{name}_total", about, labels, registry=registry)
+
+        def gauge(name: str, about: str, *labels: str) -> Gauge:
+            return Gauge(f"losseval_{name}", about, labels, registry=registry)
+
+        def histogram(name: str, about: str, buckets: Sequence[float], *labels: str) -> Histogram:
+            return Histogram(f"losseval_{name}", about, labels, buckets=buckets, registry=registry)
+
+        self._requests = counter("http_requests", "Requests answered.", "method", "route", "code")
+        duration = "http_request_duration_seconds"
+        self._duration = histogram(duration, "From headers to the end of the answer.", _DURATIONS, "route")
+        self.in_flight = gauge("http_requests_in_flight", "Requests being answered.")
+        self._received = histogram("http_request_size_bytes", "Bodies received.", _SIZES)
+        self._sent = histogram("http_response_size_bytes", "Bodies sent.", _SIZES)
+        stage = histogram("stage_duration_seconds", "Time of an evaluation by stage.", _STAGE_DURATIONS, "stage")
+        evaluations = counter("evaluations", "Evaluations by wire format and result.", "wire", "result")
+        self._rows = counter("rows", "Rows computed.")
+        self._elements = counter("elements", "Rows times classes computed.")
+        self._batch_rows = histogram("batch_rows", "Rows of a batch.", [4**power for power in range(11)])
+        self._batch_requests = histogram("batch_requests", "Requests of a batch.", [2**power for power in range(11)])
+        batches = counter("batches", "Batches computed, by what closed them.", "closed_by")
+        self._queue_requests = gauge("queue_requests", "Requests that wait for a batch.")
+        self._queue_seconds = gauge("queue_seconds", "Estimated work of requests that arrived and are not answered.")
+        rejections = counter("rejected_requests", "Requests refused for lack of capacity.", "reason")
+        disconnects = counter("client_disconnects", "Callers that went before their answer.", "phase")
+        build = gauge("build_info", "1.", "version", "torch", "cuda", "python", "device")
+        build.labels(version, torch.__version__, torch.version.cuda or "", platform.python_version(), device).set(1)
+        # Children are looked up once, and start at 0: a counter that appears with its first event hides that event
+        # from `increase()`.
+        self._answers: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._stages = {name: stage.labels(name) for name in _STAGES}
+        self._evaluations = {result: evaluations.labels("json", result) for result in ("ok", "error")}
+        self._batches = {name: batches.labels(name) for name in closers}
+        self._rejections = {name: rejections.labels(name) for name in reasons}
+        self._disconnects = {name: disconnects.labels(name) for name in ("body", "evaluation")}
 
     def watch(self, queue_requests: Callable[[], int], queue_seconds: Callable[[], float]) -> None:
         """Reads the queue whenever the metrics are scraped."""
-        self.queue_requests.set_function(queue_requests)
-        self.queue_seconds.set_function(queue_seconds)
+        self._queue_requests.set_function(queue_requests)
+        self._queue_seconds.set_function(queue_seconds)
 
     def request(self, record: RequestRecord) -> None:
         """A request was answered, or its caller went."""
         key = (record.method if record.method in METHODS else "other", record.route, record.status)
         if key not in self._answers:
-            self._answers[key] = (self.http_requests.labels(*key), self.http_duration.labels(record.route))
-        counter, duration = self._answers[key]
-        counter.inc()
+            self._answers[key] = (self._requests.labels(*key), self._duration.labels(record.route))
+        requests, duration = self._answers[key]
+        requests.inc()
         duration.observe(record.duration_s)
-        self.http_request_size.observe(record.received_bytes)
-        self.http_response_size.observe(record.sent_bytes)
+        self._received.observe(record.received_bytes)
+        self._sent.observe(record.sent_bytes)
         if record.wire is not None:
-            self._evaluations[record.wire, record.result].inc()
+            self._evaluations[record.result].inc()
         if record.gone_in is not None:
-            self.disconnects.labels(record.gone_in).inc()
+            self._disconnects[record.gone_in].inc()
         for name, seconds in record.stages.items():
             self._stages[name].observe(seconds)
 
     def batch(self, *, requests: int, rows: int, elements: int, closed_by: str) -> None:
         """A batch was computed."""
-        self.batches.labels(closed_by).inc()
-        self.batch_requests.observe(requests)
-        self.batch_rows.observe(rows)
-        self.rows.inc(rows)
-        self.elements.inc(elements)
+        self._batches[closed_by].inc()
+        self._batch_requests.observe(requests)
+        self._batch_rows.observe(rows)
+        self._rows.inc(rows)
+        self._elements.inc(elements)
 
     def rejected(self, reason: str) -> None:
         """A request was refused for lack of capacity."""
-        self.rejections.labels(reason).inc()
+        self._rejections[reason].inc()
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """Returns the metrics as Prometheus text or OpenMetrics, and the media type."""

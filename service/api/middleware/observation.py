@@ -50,11 +50,11 @@ class Observation:
                 record.sent_bytes += len(message.get("body", b""))
             await send(message)
 
-        self._metrics.http_in_flight.inc()
+        self._metrics.in_flight.inc()
         try:
             await self.app(scope, receive, send_observed)
         finally:
-            self._metrics.http_in_flight.dec()
+            self._metrics.in_flight.dec()
             self._finish(scope, record)
 
     def _headers(self, record: RequestRecord) -> list[tuple[bytes, bytes]]:
