@@ -17,8 +17,9 @@ def losses_and_gradients(logits: Tensor, labels: Tensor, *, is_high: bool = Fals
         labels: (N,), int64 in [0, C).
         is_high: Computes in float64 whatever the dtype.
     """
-    formula = Formula(outputs=_OUTPUTS, precision="high" if is_high else "standard")
-    arithmetic = torch.float64 if is_high else logits.dtype
+    is_wide = is_high or logits.dtype == torch.float64
+    formula = Formula(outputs=_OUTPUTS, arithmetic="float64" if is_wide else "float32")
+    arithmetic = torch.float64 if is_wide else torch.float32
     scale = torch.full((len(labels),), 1 / len(labels), dtype=arithmetic)
     found = cross_entropy(logits, labels, formula=formula, gradient_scale=scale)
     return found["losses"].to(logits.dtype), found["gradients"]

@@ -81,7 +81,6 @@ def create_app(settings: Settings | None = None) -> Application:
         yield
         state.is_draining = True
         await batcher.close()
-        evaluator.close()
         device.close()
 
     body_limits = BodyLimits(settings.max_body_bytes, settings.max_json_bytes, settings.request_timeout)

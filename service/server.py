@@ -22,12 +22,13 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._health = health
         self._drain_delay_s = drain_delay_s
+        self._is_interrupted = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handles SIGTERM and SIGINT; unlike uvicorn, doesn't raise them again: a wanted end is exit status 0."""
         del frame
         if sig == signal.SIGINT:
-            self.force_exit = self.should_exit
+            self.force_exit, self._is_interrupted = self._is_interrupted, True
             self.should_exit = True
         elif not self._health.is_draining:
             asyncio.get_running_loop().call_later(self._drain_delay_s, self._stop)

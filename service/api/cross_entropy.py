@@ -6,9 +6,10 @@ from starlette.types import Receive, Scope, Send
 
 from ..engine.admission import Admission
 from ..engine.evaluator import Evaluated, Evaluator
-from ..errors import NotReady, UnknownField
+from ..errors import DeadlineExceeded, NotReady, RequestTimeout, UnknownField
 from ..telemetry.record import RequestRecord
 from ..wire import json_body
+from ..wire.json_errors import pointer
 from .body import ClientGone, abandoned_when_gone, read_body
 from .health import Health
 from .middleware.observation import record_of
@@ -49,14 +50,14 @@ class CrossEntropy:
         deadline = time.monotonic() + head.timeout_s
         if scope["query_string"]:
             name = scope["query_string"].decode("latin-1").partition("=")[0][:64]
-            raise UnknownField.at(f"#/{name}", "options of a JSON request go into the body, not into the query")
+            raise UnknownField.at(pointer((name,)), "options of a JSON request go into the body, not into the query")
         if not self._health.is_warm:
             raise NotReady("The service is warming up; /readyz tells when it is ready.")
         self._admission.check_queue("json", head.content_length, remaining_s=head.timeout_s)
         reserved = self._admission.reserve("json", head.content_length)
         try:
-            body = await read_body(receive, self._limits.check, timeout_s=self._limits.timeout_s)
-            record.received_bytes = len(body)
+            body = await self._read(receive, head, deadline)
+            record.received_bytes, record.holds_back_body = len(body), False
             self._admission.check_queue("json", len(body), remaining_s=deadline - time.monotonic())
             work = self._admission.enter("json", len(body))
             try:
@@ -65,6 +66,14 @@ class CrossEntropy:
                 self._admission.leave(work)
         finally:
             self._admission.release(reserved)
+
+    async def _read(self, receive: Receive, head: Head, deadline: float) -> bytes | bytearray:
+        try:
+            return await read_body(receive, self._limits.check, timeout_s=head.timeout_s)
+        except RequestTimeout as error:
+            if head.timeout_s < self._limits.timeout_s and time.monotonic() >= deadline:
+                raise DeadlineExceeded(error.detail) from None  # the caller's own limit, not ours
+            raise
 
     async def _evaluate(
         self, body: bytes | bytearray, receive: Receive, record: RequestRecord, deadline: float
@@ -77,7 +86,8 @@ class CrossEntropy:
             evaluated = await self._evaluator.evaluate(arrays, options.loss_options(), deadline=deadline)
         computed = time.perf_counter()
         payload = json_body.encode(_fields(evaluated), base64=options.encoding == "base64")
-        encode_s = time.perf_counter() - computed
+        decode_s += evaluated.validate_s
+        encode_s = evaluated.reduce_s + time.perf_counter() - computed
         _note(record, evaluated, decode_s, encode_s)
         self._admission.observe("json", len(body), decode_s + evaluated.computed.compute_share_s + encode_s)
         return payload

@@ -1,23 +1,25 @@
 """The OpenAPI document, and Swagger UI from this package: no request leaves the host."""
 
 import json
+import mimetypes
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import FileResponse, RedirectResponse
+from fastapi.responses import RedirectResponse, Response
 from fastapi.routing import APIRoute
-from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Lifespan
 
 from .. import __version__
+from ..errors import NotFound
 from . import cross_entropy
 from .problems import MEDIA_TYPE, PROBLEMS
 from .schemas import CrossEntropyRequest, CrossEntropyResponse, Problem
 
 _STATIC = Path(__file__).parent / "static"
+_ASSETS = frozenset(path.name for path in _STATIC.iterdir())
 EXAMPLES = json.loads((_STATIC / "examples.json").read_bytes())
 
 
@@ -47,11 +49,22 @@ def framework(lifespan: Lifespan[FastAPI]) -> FastAPI:
         return RedirectResponse("/docs")
 
     @app.get("/docs", include_in_schema=False)
-    async def docs() -> FileResponse:
-        return FileResponse(_STATIC / "docs.html", media_type="text/html")
+    async def docs() -> Response:
+        return _asset("docs.html")
 
-    app.mount("/docs", StaticFiles(directory=_STATIC), name="docs")
+    @app.get("/docs/{name}", include_in_schema=False)
+    async def asset(name: str) -> Response:
+        return _asset(name)
+
     return app
+
+
+def _asset(name: str) -> Response:
+    """Returns a file of the package; whole, since browsers ask for no ranges of pages."""
+    if name not in _ASSETS:
+        raise NotFound(f"There is nothing at '/docs/{name[:64]}'.")
+    media_type = mimetypes.guess_type(name)[0]
+    return Response((_STATIC / name).read_bytes(), media_type=media_type)
 
 
 class PlainRoute(APIRoute):

@@ -2,7 +2,7 @@
 
 import uuid
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from .. import __version__
 from ..errors import HeadersTooLarge, MalformedRequest, ServiceError
@@ -16,11 +16,13 @@ class HttpProtocol(HttpToolsProtocol):
     """Answers what is not HTTP before any application sees it."""
 
     _header_bytes = 0
+    _are_headers_complete = False
 
     def on_message_begin(self) -> None:
         """Starts counting."""
         super().on_message_begin()
         self._header_bytes = 0
+        self._are_headers_complete = False
 
     def on_url(self, url: bytes) -> None:
         """Counts the target."""
@@ -28,13 +30,22 @@ class HttpProtocol(HttpToolsProtocol):
         self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Counts a header."""
-        super().on_header(name, value)
+        """Counts a header; trailers, which come after the body, are dropped (RFC 9110, section 6.5.1)."""
+        if not self._are_headers_complete:
+            super().on_header(name, value)
         self._count(len(name) + len(value))
+
+    def on_headers_complete(self) -> None:
+        """Starts the request."""
+        self._are_headers_complete = True
+        super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Refuses what the parser can't go on with, and closes the connection."""
-        if self._header_bytes > MAX_HEADER_BYTES:
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is not None and cycle.response_started and cycle.more_body:
+            self.transport.close()  # the request has its answer; what follows is the rest of its body
+        elif self._header_bytes > MAX_HEADER_BYTES:
             self._refuse(HeadersTooLarge(f"The headers have more than {MAX_HEADER_BYTES} bytes."))
         else:
             self._refuse(MalformedRequest(msg))

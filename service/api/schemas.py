@@ -80,6 +80,13 @@ class Options(BaseModel):
         "array", description="base64: tensors of rank >= 1 in the response are tensor objects."
     )
 
+    @field_validator("class_axis", mode="before")
+    @classmethod
+    def _is_integer(cls, axis: object) -> object:
+        if type(axis) is not int:  # True and 1.0 equal 1
+            raise ValueError("must be the integer 1 or -1")
+        return axis
+
     @field_validator("include")
     @classmethod
     def _none_twice(cls, include: list[Output]) -> list[Output]:

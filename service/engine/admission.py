@@ -16,7 +16,11 @@ Wire = Literal["json"]
 Reason = Literal["bytes", "queue_time", "deadline"]
 BYTES_RESERVED: Mapping[Wire, int] = {"json": 20}
 """Times Content-Length: what decoding can cost. A document of `0,0,0` takes 19 times its bytes in the parser."""
-_FORGETTING = 0.99
+_LEARNING = 0.01
+_PRIOR_SLOPE = 1e-8
+"""Seconds per byte of JSON: parsing, computing and writing a number of nine digits."""
+_RIDGE = 1e9
+"""Bytes squared; sizes that vary by more than its root, 32 kB, teach a slope of their own."""
 _MIN_WORK_S = 1e-5
 
 
@@ -29,35 +33,29 @@ class RejectionMetrics(Protocol):
 
 @dataclass(slots=True)
 class WorkEstimate:
-    """The line seconds = a + b * bytes, by least squares with exponential forgetting.
+    """The line seconds = a + b * bytes through what was observed, with exponential forgetting.
 
-    Starts as if it had seen one tiny request and one of a megabyte.
+    Where sizes hardly vary there is no slope to see; there it stays near the one it started with (ridge regression).
     """
 
-    weight: float = 2.0
-    bytes_sum: float = 1e6
-    seconds_sum: float = 0.0102
-    bytes_squared: float = 1e12
-    product: float = 1e4
+    size: float = 1e4
+    seconds_mean: float = 3e-4
+    variance: float = 0.0
+    covariance: float = 0.0
 
     def seconds(self, size: int) -> float:
         """Estimates the work of a body of `size` bytes."""
-        spread = self.weight * self.bytes_squared - self.bytes_sum**2
-        slope = (self.weight * self.product - self.bytes_sum * self.seconds_sum) / spread if spread > 0 else 0.0
-        slope = max(slope, 0.0)
-        offset = max((self.seconds_sum - slope * self.bytes_sum) / self.weight, 0.0)
-        return max(offset + slope * size, _MIN_WORK_S)
+        slope = (self.covariance + _PRIOR_SLOPE * _RIDGE) / (self.variance + _RIDGE)
+        slope = min(max(slope, 0.0), self.seconds_mean / max(self.size, 1.0))  # the offset is never negative
+        return max(self.seconds_mean + slope * (size - self.size), _MIN_WORK_S)
 
     def observe(self, size: int, seconds: float) -> None:
         """Learns from a request that was answered."""
-        for name, value in (
-            ("weight", 1.0),
-            ("bytes_sum", float(size)),
-            ("seconds_sum", seconds),
-            ("bytes_squared", float(size) ** 2),
-            ("product", size * seconds),
-        ):
-            setattr(self, name, getattr(self, name) * _FORGETTING + value)
+        beyond_size, beyond_seconds = size - self.size, seconds - self.seconds_mean
+        self.size += _LEARNING * beyond_size
+        self.seconds_mean += _LEARNING * beyond_seconds
+        self.variance = (1 - _LEARNING) * (self.variance + _LEARNING * beyond_size**2)
+        self.covariance = (1 - _LEARNING) * (self.covariance + _LEARNING * beyond_size * beyond_seconds)
 
 
 @dataclass(slots=True)
@@ -97,6 +95,9 @@ class Admission:
             Overloaded: The work that waits exceeds the bound.
             DeadlineExceeded: The answer can't be there in `remaining_s`.
         """
+        if remaining_s <= 0:
+            self._count("deadline")
+            raise DeadlineExceeded("The deadline passed before the request was there.")
         if not self.queued_requests:
             return
         total = self.queue_s + self._estimates[wire].seconds(size)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..dtypes import Array
-from ..errors import DeadlineExceeded, Draining, InsufficientDeviceMemory
+from ..errors import DeadlineExceeded, Draining, InsufficientDeviceMemory, NotReady
 from ..loss.evaluation import Evaluation
 from .batch_plan import BatchLimits, ClosedBy, Waiting
 
@@ -125,18 +125,20 @@ class Batcher:
         now = self._clock()
         for job in (*self._waiting, *self._running):
             if job.deadline <= now:
-                job.fail(DeadlineExceeded("The deadline passed before the answer was there."))
+                job.fail(_too_late())
 
     async def submit(self, evaluation: Evaluation, *, deadline: float) -> Computed:
         """Waits for the evaluation's turn and returns its rows.
 
         Raises:
             DeadlineExceeded: The deadline passed while it waited.
-            Draining: The batcher is closing.
+            Draining, NotReady: The batcher is closing, or its task is not there.
         """
         if self._is_draining:
             detail = "The service is shutting down; send the request to another replica or again in a moment."
             raise Draining(detail)
+        if not self.is_alive:
+            raise NotReady("Nothing computes at the moment; /livez tells.")
         done: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
         self._waiting.add(Job(evaluation, evaluation.batch_key, evaluation.elements, deadline, self._clock(), done))
         self._arrival.set()
@@ -155,38 +157,51 @@ class Batcher:
                     return
                 self._arrival.clear()
                 await self._arrival.wait()
-            batch = self._waiting.next_batch(self._clock(), is_draining=self._is_draining)
-            for job in batch.expired:
-                job.fail(DeadlineExceeded("The deadline passed while the request waited for its turn."))
-            if batch.jobs:
-                await self._run(batch.jobs, batch.closed_by)
+            await self._run_next()
+            await asyncio.sleep(0)  # tiny batches never wait for anything: let others have their turn
+
+    async def _run_next(self) -> None:
+        batch = self._waiting.next_batch(self._clock(), is_draining=self._is_draining)
+        for job in batch.expired:
+            job.fail(_too_late())
+        self._running = batch.jobs
+        try:
+            await self._run(batch.jobs, batch.closed_by)
+        finally:
+            self._running = ()
 
     async def _run(self, jobs: Sequence[Job], closed_by: ClosedBy) -> None:
         started = self._clock()
-        self._running = jobs
+        for job in jobs:
+            if job.deadline <= started:
+                job.fail(_too_late())
+        jobs = [job for job in jobs if not job.is_abandoned]
+        if not jobs:
+            return
         try:
             result = await self._device.run([job.evaluation for job in jobs])
         except InsufficientDeviceMemory as error:
-            await self._run_parts(jobs, closed_by, error, parts=2)
+            failure: Exception = error
+            parts = 2
         except Exception as error:  # noqa: BLE001 - whatever it is, it must reach the caller and nobody else
-            await self._run_parts(jobs, closed_by, error, parts=len(jobs))
+            failure, parts = error, len(jobs)
         else:
-            self._deliver(jobs, result, started)
-            if self._metrics is not None:
-                rows, elements = sum(job.evaluation.rows for job in jobs), sum(job.elements for job in jobs)
-                self._metrics.batch(requests=len(jobs), rows=rows, elements=elements, closed_by=closed_by)
-
-    async def _run_parts(self, jobs: Sequence[Job], closed_by: ClosedBy, error: Exception, *, parts: int) -> None:
-        if len(jobs) == 1:
-            jobs[0].fail(error)
+            self._deliver(jobs, result, started, closed_by)
             return
+        # Not in the handlers above: while they run, they keep all that the failed attempt had allocated.
+        if len(jobs) == 1:
+            jobs[0].fail(failure)
+            return
+        del failure
         size = -(-len(jobs) // parts)
         for start in range(0, len(jobs), size):
             await self._run(jobs[start : start + size], closed_by)
 
-    def _deliver(self, jobs: Sequence[Job], result: DeviceRows, started: float) -> None:
+    def _deliver(self, jobs: Sequence[Job], result: DeviceRows, started: float, closed_by: ClosedBy) -> None:
         total_rows = sum(job.evaluation.rows for job in jobs)
-        total_elements = max(1, sum(job.elements for job in jobs))
+        total_elements = sum(job.elements for job in jobs)
+        if self._metrics is not None:
+            self._metrics.batch(requests=len(jobs), rows=total_rows, elements=total_elements, closed_by=closed_by)
         first = 0
         for job in jobs:
             last = first + job.evaluation.rows
@@ -201,7 +216,11 @@ class Batcher:
                     batch_rows=total_rows,
                     queue_s=started - job.queued_at,
                     compute_s=result.compute_s,
-                    compute_share_s=result.compute_s * job.elements / total_elements,
+                    compute_share_s=result.compute_s * job.elements / max(1, total_elements),
                     transfer_s=result.transfer_s,
                 )
             )
+
+
+def _too_late() -> DeadlineExceeded:
+    return DeadlineExceeded("The deadline passed before the answer was there.")

@@ -1,13 +1,13 @@
-"""Where torch runs: a thread of its own, on one device, fed with numpy arrays.
+"""Where torch runs: on one device, in a thread of its own unless the batch is tiny, fed with numpy arrays.
 
 On CUDA a batch crosses the bus twice: once in from pinned memory, once out into pinned memory.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
@@ -22,40 +22,31 @@ from ..loss.options import Formula
 from .batcher import DeviceRows
 from .staging import from_device, to_device
 
-INLINE_ELEMENTS = 1 << 14
+TINY_ELEMENTS = 1 << 14
 """Smaller batches on the CPU are computed where they are: they take a tenth of a millisecond, and a thread that shares
 the interpreter's lock with a busy event loop waits longer for it than that, at every operation."""
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """The arguments of the kernel for one batch, on the host."""
-
-    formula: Formula
-    arrays: Mapping[str, Array]
-
-    @classmethod
-    def gather(cls, evaluations: Sequence[Evaluation]) -> "Inputs":
-        """Joins evaluations of one key; a single one is not copied."""
-        first = evaluations[0]
-        arithmetic = np.float64 if _is_wide(first) else np.float32
-        arrays = {"logits": _joined([one.logits for one in evaluations])}
-        arrays["labels"] = _joined([one.labels for one in evaluations])
-        weightings = [one.weighting for one in evaluations]
-        if any(one.row_weight is not None for one in weightings):
-            weights = [
-                np.ones(one.rows) if one.weighting.row_weight is None else one.weighting.row_weight
-                for one in evaluations
-            ]
-            arrays["row_weight"] = _joined(weights).astype(arithmetic)
-        scales = [one.gradient_scale for one in weightings if one.gradient_scale is not None]
-        if scales:
-            scale = _joined(scales)
-            arrays["gradient_scale"] = scale.astype(arithmetic)
-            zero_rows = np.flatnonzero(scale == 0)
-            if zero_rows.size:
-                arrays["zero_rows"] = zero_rows
-        return cls(first.formula, arrays)
+def gather(evaluations: Sequence[Evaluation]) -> dict[str, Array]:
+    """Joins evaluations of one key to the arguments of the kernel, on the host; a single one is not copied."""
+    arithmetic = np.dtype(evaluations[0].formula.arithmetic)
+    arrays = {
+        "logits": _joined([one.logits for one in evaluations]),
+        "labels": _joined([one.labels for one in evaluations]),
+    }
+    weights = [one.weighting.row_weight for one in evaluations]
+    if any(weight is not None for weight in weights):
+        rows = [one.rows for one in evaluations]
+        filled = [np.ones(n) if weight is None else weight for weight, n in zip(weights, rows, strict=True)]
+        arrays["row_weight"] = _joined(filled).astype(arithmetic)
+    scales = [scale for one in evaluations if (scale := one.weighting.gradient_scale) is not None]
+    if scales:
+        scale = _joined(scales)
+        arrays["gradient_scale"] = scale.astype(arithmetic)
+        zero_rows = np.flatnonzero(scale == 0)
+        if zero_rows.size:
+            arrays["zero_rows"] = zero_rows
+    return arrays
 
 
 class TorchDevice:
@@ -75,7 +66,7 @@ class TorchDevice:
 
     async def run(self, evaluations: Sequence[Evaluation]) -> DeviceRows:
         """Computes evaluations of one key together, off the event loop unless they are tiny."""
-        if self.device.type == "cpu" and sum(one.elements for one in evaluations) <= INLINE_ELEMENTS:
+        if self.device.type == "cpu" and sum(one.elements for one in evaluations) <= TINY_ELEMENTS:
             return self.compute(evaluations)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, self.compute, evaluations)
@@ -83,32 +74,32 @@ class TorchDevice:
     def compute(self, evaluations: Sequence[Evaluation]) -> DeviceRows:
         """Computes evaluations of one key together, in the calling thread."""
         started = time.perf_counter()
-        inputs = Inputs.gather(evaluations)
-        if self.device.type == "cpu":
-            rows = _to_numpy(_kernel(inputs.formula, _to_torch(inputs.arrays)))
-            return DeviceRows(rows, time.perf_counter() - started)
-        return self._compute_staged(inputs)
+        inputs, formula = gather(evaluations), evaluations[0].formula
+        if self.device.type != "cpu":
+            return self._compute_staged(inputs, formula)  # pragma: cuda
+        rows = _to_numpy(cross_entropy(formula=formula, **_to_torch(inputs)))
+        return DeviceRows(rows, time.perf_counter() - started)
 
     def close(self) -> None:
         """Lets the running batch finish and ends the thread."""
         self._executor.shutdown()
 
-    def _compute_staged(self, inputs: Inputs) -> DeviceRows:
+    def _compute_staged(self, inputs: Mapping[str, Array], formula: Formula) -> DeviceRows:
         started = time.perf_counter()
-        try:
-            tensors = to_device(_to_torch(inputs.arrays), self.device)
+        with contextlib.suppress(torch.OutOfMemoryError):
+            tensors = to_device(_to_torch(inputs), self.device)
             self._synchronize()
             arrived = time.perf_counter()
-            found = _kernel(inputs.formula, tensors)
+            found = cross_entropy(formula=formula, **tensors)
             self._synchronize()
             computed = time.perf_counter()
-            rows = from_device(found)
-        except torch.OutOfMemoryError:  # pragma: cuda
-            torch.cuda.empty_cache()
-            detail = "The device has too little memory for this request; split the batch and merge the sums."
-            raise InsufficientDeviceMemory(detail) from None
-        finished = time.perf_counter()
-        return DeviceRows(_to_numpy(rows), computed - arrived, (finished - computed) + (arrived - started))
+            rows = _to_numpy(from_device(found))
+            finished = time.perf_counter()
+            return DeviceRows(rows, computed - arrived, (finished - computed) + (arrived - started))
+        # Not while the error is handled: its traceback keeps the tensors of the failed attempt.
+        tensors = found = {}
+        torch.cuda.empty_cache()
+        raise InsufficientDeviceMemory("The device has too little memory for this request; split the batch.")
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":  # pragma: cuda
@@ -135,10 +126,6 @@ def resolve(name: str) -> torch.device:
     return device
 
 
-def _kernel(formula: Formula, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return cross_entropy(formula=formula, **tensors)
-
-
 def _to_torch(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
     return {name: _as_tensor(array) for name, array in arrays.items()}
 
@@ -161,7 +148,3 @@ def _as_array(tensor: Tensor) -> Array:
 
 def _joined(arrays: Sequence[Array]) -> Array:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
-def _is_wide(evaluation: Evaluation) -> bool:
-    return evaluation.logits.dtype == np.float64 or evaluation.formula.precision == "high"

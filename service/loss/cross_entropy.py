@@ -30,7 +30,9 @@ from . import row_diagnostics
 from .options import FloatName, Formula
 
 BLOCK_BYTES = 4 << 20
-"""Rows are worked on in blocks that stay in the last-level cache, whatever the size of the input."""
+"""On the CPU, rows are worked on in blocks that stay in its last cache, whatever the size of the input."""
+DEVICE_BLOCK_BYTES = 256 << 20
+"""Elsewhere a block is a launch of each operation: fewer are better, and memory is bounded still."""
 _TORCH_GRAIN = 32768
 """Reductions of a single row of more elements are split across threads (at::internal::GRAIN_SIZE)."""
 
@@ -40,11 +42,6 @@ DTYPES: dict[FloatName, torch.dtype] = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-
-
-def arithmetic_dtype(logits: torch.dtype, formula: Formula) -> torch.dtype:
-    """Returns float64 for float64 logits and for `high` precision, else float32."""
-    return torch.float64 if logits == torch.float64 or formula.precision == "high" else torch.float32
 
 
 @torch.inference_mode()
@@ -83,7 +80,7 @@ def cross_entropy(  # noqa: PLR0913 - the data of a row
     work = matrices.get("gradients")
     is_in_place = work is not None and work.dtype == terms.dtype
     found = []
-    for part in _blocks(logits.shape, terms.dtype):
+    for part in _blocks(logits, terms.dtype):
         block = _Block(
             terms,
             logits[part],
@@ -118,7 +115,8 @@ class _Terms:
 
     @classmethod
     def of(cls, logits: Tensor, formula: Formula) -> "_Terms":
-        dtype, classes = arithmetic_dtype(logits.dtype, formula), logits.shape[1]
+        dtype: torch.dtype = getattr(torch, formula.arithmetic)
+        classes = logits.shape[1]
         weight, weight_sum = None, float(classes)
         if formula.class_weight is not None:
             exact = torch.frombuffer(bytearray(formula.class_weight), dtype=torch.float64)
@@ -150,10 +148,11 @@ def _allocate_matrices(logits: Tensor, formula: Formula) -> dict[str, Tensor]:
     return {name: torch.empty_like(logits, dtype=dtypes[name]) for name in dtypes if name in formula.outputs}
 
 
-def _blocks(shape: torch.Size, dtype: torch.dtype) -> Iterator[slice]:
+def _blocks(logits: Tensor, dtype: torch.dtype) -> Iterator[slice]:
     """Yields slices of nearly equal length, none of a single row unless there is but one."""
-    rows, classes = shape
-    count = max(1, rows // max(2, BLOCK_BYTES // (classes * dtype.itemsize)))
+    rows, classes = logits.shape
+    size = BLOCK_BYTES if logits.device.type == "cpu" else DEVICE_BLOCK_BYTES
+    count = max(1, rows // max(2, size // (classes * dtype.itemsize)))
     return itertools.starmap(slice, itertools.pairwise(rows * i // count for i in range(count + 1)))
 
 
@@ -204,7 +203,7 @@ def _index_rows(block: _Block) -> None:
     if formula.z_loss or block.wants("logsumexp"):
         found["logsumexp"] = maximum / formula.temperature + ln_z
     if formula.z_loss:
-        found["losses"] = found["losses"] + formula.z_loss * found["logsumexp"].square()
+        found["losses"] = found["losses"] + formula.z_loss * found["logsumexp"] * found["logsumexp"]
         shared = shared + 2 * formula.z_loss * found["logsumexp"]
     if block.row_weight is not None:
         found["losses"] = _product(block.row_weight, found["losses"])
@@ -245,7 +244,8 @@ def _probability_rows(block: _Block) -> None:
     e = d.exp_()
     row_diagnostics.after_exponential(block.found, formula.outputs, e)
     e.scatter_(1, k, 0.0)
-    rest = e.sum(1, keepdim=True)
+    # The exponential left out is 1, unless the row has no softmax.
+    rest = torch.where(maximum.isfinite(), e.sum(1, keepdim=True), torch.nan)
     z = rest + 1
     ln_z = rest.log1p()
     found = {"maximum": maximum, "target": target, "nll": t.sum(1, keepdim=True) * ln_z - plain_linear}
@@ -263,7 +263,7 @@ def _probability_rows(block: _Block) -> None:
     if formula.z_loss or block.wants("logsumexp"):
         found["logsumexp"] = maximum / formula.temperature + ln_z
     if formula.z_loss:
-        found["losses"] = found["losses"] + formula.z_loss * found["logsumexp"].square()
+        found["losses"] = found["losses"] + formula.z_loss * found["logsumexp"] * found["logsumexp"]
         slope = 2 * formula.z_loss * found["logsumexp"]
         coefficient, at_largest = coefficient + slope, at_largest + slope / z
     # Rows whose coefficients are all 0 are selected to 0: they may be NaN otherwise.

@@ -71,8 +71,8 @@ def _calibration(confidence: Array, correct: Array) -> dict[str, object]:
 def _label_frequencies(evaluation: Evaluation, target: Array, kept: Array | slice) -> Array:
     if evaluation.has_index_labels:
         return np.bincount(target, minlength=evaluation.classes) / max(target.size, 1)
-    frequencies: Array = evaluation.labels[kept].mean(axis=0, dtype=np.float64)
-    return frequencies
+    total: Array = evaluation.labels[kept].sum(axis=0, dtype=np.float64)
+    return total / max(evaluation.rows, 1)
 
 
 def _entropy(frequencies: Array) -> float:

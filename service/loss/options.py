@@ -58,8 +58,7 @@ class Formula:
     label_smoothing: float = 0.0
     temperature: float = 1.0
     z_loss: float = 0.0
-    precision: Precision = "standard"
-    """`high` also where float32 would not be accurate enough, whatever the request said."""
+    arithmetic: Literal["float32", "float64"] = "float32"
     gradient_dtype: FloatName | None = None
     outputs: frozenset[str] = frozenset()
     class_weight: bytes | None = None

@@ -31,7 +31,7 @@ def after_exponential(found: dict[str, Tensor], outputs: frozenset[str], e: Tens
 def norm_beside_label(e: Tensor, rest: Tensor, z: Tensor) -> Tensor:
     """Returns |q - onehot(y)| from exponentials without the label's; relative to `rest`, as small squares underflow."""
     spread = (e / rest).square_().sum(1, keepdim=True)
-    return torch.where(rest == 0, rest, (1 + spread).sqrt() * (rest / z))
+    return torch.where(rest == 0, rest / z, (1 + spread).sqrt() * (rest / z))
 
 
 def distance(q: Tensor, t: Tensor, k: Tensor, q_rest: Tensor) -> Tensor:

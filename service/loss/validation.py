@@ -5,7 +5,7 @@ in their own dtype, in full width, here.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -24,7 +24,7 @@ from ..errors import (
 from .evaluation import Evaluation, Warning_, sample_shape, to_rows
 from .options import DEFAULT_IGNORE_INDEX, MAX_RANK, Formula, LossOptions
 from .places import error_at, shape_text
-from .weighting import check_range, class_weights, weigh
+from .weighting import class_weights, fits_float32, weigh
 
 PROBABILITY_TOLERANCE = 1e-3
 """How far a row of probabilities given as the model's answer may be from summing to 1."""
@@ -68,13 +68,11 @@ def validate(arrays: Mapping[str, Array], options: LossOptions, limits: SizeLimi
     if has_indices:
         flat, ignored = _check_indices(labels, rows.shape[1], shape, options)
     else:
-        flat = _probability_labels(to_rows(labels, options.class_axis), logits.dtype, options)
+        flat = _probability_labels(to_rows(labels, options.class_axis), options)
         warnings += _normalization_warnings(flat)
     if options.input == "logits" and _look_like_probabilities(rows):
         warnings.append(_softmax_twice(rows.shape[0]))
 
-    weight_bytes = None if class_weight is None else class_weight.tobytes()
-    formula = _formula(options, weight_bytes, has_indices=has_indices)
     weighting = weigh(
         flat,
         shape,
@@ -84,7 +82,14 @@ def validate(arrays: Mapping[str, Array], options: LossOptions, limits: SizeLimi
         sample_weight=arrays.get("sample_weight"),
         grad_output=arrays.get("grad_output"),
     )
-    check_range(rows.dtype, formula, class_weight, weighting)
+    # S q_c - a_c and q_c (A + B W) - B w_c cancel where probabilities meet their labels: in float32 they miss the
+    # accuracy that plain index labels have, by up to 1.8 times.
+    is_delicate = not has_indices or (class_weight is not None and options.label_smoothing > 0)
+    is_wide = is_delicate or options.precision == "high" or logits.dtype == np.float64
+    is_wide = is_wide or not fits_float32(options, class_weight, weighting)
+    formula = _formula(options, has_indices=has_indices, is_wide=is_wide)
+    if class_weight is not None:
+        formula = replace(formula, class_weight=class_weight.tobytes())
     return Evaluation(options, formula, logits.shape, rows, flat, ignored, weighting, tuple(warnings))
 
 
@@ -147,7 +152,7 @@ def _check_indices(
         return flat.astype(np.int64), None
     # The common case costs one reduction: every label in range, and ignore_index out of it. Read as unsigned, a
     # negative label is a large one.
-    as_unsigned = flat.view(f"u{flat.itemsize}")
+    as_unsigned = flat.astype(np.int64, copy=False).view(np.uint64)
     if int(np.maximum.reduce(as_unsigned)) < classes and not 0 <= ignore_index < classes:
         return flat.astype(np.int64, copy=False), None
     ignored = flat == ignore_index
@@ -170,13 +175,12 @@ def _label_error(flat: Array, bad: Array, shape: tuple[int, ...], classes: int, 
     return error_at(LabelOutOfRange, "labels", summary, bad=bad, shape=shape, describe=describe)
 
 
-def _probability_labels(rows: Array, logits_dtype: np.dtype[np.generic], options: LossOptions) -> Array:
+def _probability_labels(rows: Array, options: LossOptions) -> Array:
     if options.ignore_index is not None:
         raise InvalidValue.at("#/ignore_index", "ignore_index goes with class indices; these labels are probabilities")
     if name_of(rows) in FLOATS:
         return rows
-    wide = options.precision == "high" or logits_dtype == np.float64
-    return rows.astype(np.float64 if wide else np.float32)
+    return rows.astype(np.float64)
 
 
 def _normalization_warnings(labels: Array) -> list[Warning_]:
@@ -206,21 +210,17 @@ def _softmax_twice(count: int) -> Warning_:
 
 
 @lru_cache(maxsize=256)
-def _formula(options: LossOptions, class_weight: bytes | None, *, has_indices: bool) -> Formula:
+def _formula(options: LossOptions, *, has_indices: bool, is_wide: bool) -> Formula:
     outputs = {"losses", "maximum", *options.include} - {"loss", "summary"}
     if "summary" in options.include:
         outputs |= {"nll", "predictions", "rank", "confidence"}
         outputs |= set() if has_indices else {"target", "label_entropy"}
-    # S q_c - a_c and q_c (A + B W) - B w_c cancel where probabilities meet their labels: in float32 they miss the
-    # accuracy that plain index labels have, by up to 1.8 times.
-    needs_float64 = not has_indices or (class_weight is not None and options.label_smoothing > 0)
     return Formula(
         input=options.input,
         label_smoothing=options.label_smoothing,
         temperature=options.temperature,
         z_loss=options.z_loss,
-        precision="high" if needs_float64 else options.precision,
+        arithmetic="float64" if is_wide else "float32",
         gradient_dtype=options.gradient_dtype if "gradients" in outputs else None,
         outputs=frozenset(outputs),
-        class_weight=class_weight,
     )

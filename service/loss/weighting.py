@@ -3,14 +3,17 @@
 All of it is known on the host before the kernel runs, in float64, and reaches the kernel as two factors a row.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..dtypes import WEIGHTS, Array, name_of
 from ..errors import InvalidValue, NumberOutOfRange, ShapeMismatch, UnsupportedDtype
-from .options import Formula, LossOptions
+from .options import LossOptions
 from .places import error_at, shape_text
+
+_SMALLEST, _LARGEST = 1e-18, 1e18
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +56,16 @@ def weigh(  # noqa: PLR0913 - all that decides what a row counts
     samples = None if sample_weight is None else _sample_weight(sample_weight, shape)
     upstream = 1.0 if grad_output is None else _upstream(grad_output, shape, options)
     normalizer, row_weight = _normalizer(labels, ignored, samples, class_weight, options)
+    if not math.isfinite(normalizer):
+        raise NumberOutOfRange.at("#/sample_weight", "the sum of the weights is beyond float64")
     if "gradients" not in options.include:
         return Weighting(normalizer, row_weight, None)
     divisor = normalizer if options.reduction == "mean" else 1.0
-    scale = upstream / (divisor * options.temperature) if divisor else 0.0
+    scale = upstream / divisor / options.temperature if divisor else 0.0
     rows = np.full(labels.shape[0], scale) if row_weight is None else row_weight * scale
+    if not np.isfinite(rows).all():
+        detail = "grad_output * sample_weight / (normalizer * temperature) is beyond float64"
+        raise NumberOutOfRange.at("#/grad_output", detail)
     return Weighting(normalizer, row_weight, rows)
 
 
@@ -138,28 +146,21 @@ def _upstream(grad_output: Array, shape: tuple[int, ...], options: LossOptions) 
     return flat if shape and grad_output.shape == shape else float(flat[0])
 
 
-def check_range(
-    dtype: np.dtype[np.generic], formula: Formula, class_weight: Array | None, weighting: Weighting
-) -> None:
-    """Refuses numbers that float32 arithmetic would turn into zero or infinity.
+def fits_float32(options: LossOptions, class_weight: Array | None, weighting: Weighting) -> bool:
+    """Whether float32 can multiply the factors: any two of them, without reaching 0 or infinity."""
+    numbers = (options.temperature, options.z_loss)
+    arrays = (class_weight, weighting.row_weight, weighting.gradient_scale)
+    return all(_is_moderate(number) for number in numbers) and all(
+        array is None or _are_moderate(array) for array in arrays
+    )
 
-    Raises:
-        NumberOutOfRange: Naming the option or array.
-    """
-    if dtype == np.float64 or formula.precision == "high":
-        return
-    largest, smallest = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
-    advice = "does not fit float32 arithmetic; precision=high computes in float64"
-    if not smallest <= formula.temperature <= largest:
-        raise NumberOutOfRange.at("#/temperature", f"{formula.temperature} {advice}")
-    if formula.z_loss > largest:
-        raise NumberOutOfRange.at("#/z_loss", f"{formula.z_loss} {advice}")
-    factors = {
-        "weight": class_weight,
-        "sample_weight": weighting.row_weight,
-        "grad_output": weighting.gradient_scale,
-    }
-    for name, array in factors.items():
-        if array is not None and array.size and max(array.max(), -array.min()) > largest:
-            detail = f"{name} (with the normalizer and temperature it is divided by) {advice}"
-            raise NumberOutOfRange.at(f"#/{name}", detail)
+
+def _is_moderate(number: float) -> bool:
+    return number == 0 or _SMALLEST <= abs(number) <= _LARGEST
+
+
+def _are_moderate(array: Array) -> bool:
+    if array.size == 0 or (array.min() >= _SMALLEST and array.max() <= _LARGEST):
+        return True
+    sizes = np.abs(array)
+    return bool((((sizes >= _SMALLEST) & (sizes <= _LARGEST)) | (sizes == 0)).all())

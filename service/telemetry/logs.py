@@ -7,6 +7,7 @@ from typing import Literal
 
 import orjson
 import structlog
+from structlog.tracebacks import ExceptionDictTransformer
 
 Format = Literal["text", "json"]
 
@@ -43,7 +44,8 @@ def _rendering(*, is_text: bool) -> list[structlog.typing.Processor]:
     if is_text:
         return [structlog.dev.ConsoleRenderer()]
     return [
-        structlog.processors.dict_tracebacks,
+        # Without locals: they hold headers, keys and tensors.
+        structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False, max_frames=20)),
         structlog.processors.JSONRenderer(serializer=lambda event, **_: orjson.dumps(event, default=repr)),
     ]
 

@@ -87,9 +87,9 @@ class Metrics:
         requests, duration = self._answers[key]
         requests.inc()
         duration.observe(record.duration_s)
-        self._received.observe(record.received_bytes)
         self._sent.observe(record.sent_bytes)
         if record.wire is not None:
+            self._received.observe(record.received_bytes)
             self._evaluations[record.result].inc()
         if record.gone_in is not None:
             self._disconnects[record.gone_in].inc()
@@ -110,5 +110,8 @@ class Metrics:
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """Returns the metrics as Prometheus text or OpenMetrics, and the media type."""
-        encoder, media_type = choose_encoder(accept)
+        try:
+            encoder, media_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # a version that is no number
+            encoder, media_type = choose_encoder("")
         return encoder(self.registry), media_type

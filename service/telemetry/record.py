@@ -15,6 +15,9 @@ class RequestRecord:
     method: str
     started: float
     route: str = "other"
+    trace_id: str | None = None
+    holds_back_body: bool = False
+    """Whether the caller waits for a 100 before it sends the body: until then, an answer must end the connection."""
     status: int = GONE
     code: str | None = None
     received_bytes: int = 0
@@ -44,6 +47,8 @@ class RequestRecord:
             "received_bytes": self.received_bytes,
             "sent_bytes": self.sent_bytes,
         }
+        if self.trace_id is not None:
+            line["trace_id"] = self.trace_id
         if self.code is not None:
             line["code"] = self.code
         if self.wire is not None:

@@ -5,6 +5,7 @@ lets through is checked here: duplicate keys, a byte order mark, and uneven nest
 refuses is explained by a strict slow parser (`json_errors`).
 """
 
+import contextlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -13,12 +14,11 @@ import orjson
 import simdjson
 
 from ..dtypes import FLOATS, Array, name_of
-from ..errors import DuplicateField, InvalidValue, MalformedJson, NumberOutOfRange, ShapeMismatch, UnknownField
+from ..errors import InvalidValue, MalformedJson, NumberOutOfRange, ShapeMismatch, UnknownField
 from . import nonfinite
-from .json_errors import JsonPath, explain_element, explain_malformed, pointer
-from .tensor_object import decode_tensor, encode_tensor
+from .json_errors import MAX_RANK, JsonPath, explain_element, explain_malformed, pointer, refuse_duplicates
+from .tensor_object import check_keys, decode_tensor, encode_tensor
 
-MAX_NESTING = 16
 ARRAY_FIELDS = frozenset({"logits", "labels", "weight", "sample_weight", "grad_output"})
 _NONFINITE_FIELDS = frozenset({"logits", "labels"})
 _MAX_LIST = 64
@@ -54,7 +54,9 @@ def decode(body: bytes | bytearray, scalar_fields: Collection[str]) -> tuple[dic
             arrays[name] = document.array(name, value)
         else:
             scalars[name] = _plain(name, value)
-            document.expected_brackets += isinstance(value, simdjson.Array)
+            document.expected_brackets += (
+                value.count("[") if isinstance(value, str) else isinstance(value, simdjson.Array)
+            )
     document.check_brackets()
     if "logits" in arrays:
         _settle_dtypes(arrays, document.nested)
@@ -90,7 +92,7 @@ class _Document:
     def __init__(self, body: bytes) -> None:
         self.body = body
         self.root = _parse(body)
-        self.nested: set[str] = set()
+        self.nested: dict[str, int] = {}
         self.expected_brackets = 0
         self._substituted: Any = None
 
@@ -101,22 +103,23 @@ class _Document:
             if name not in arrays and name not in scalars:
                 detail = f"unknown field; known are {', '.join(sorted({*arrays, *scalars}))}"
                 raise UnknownField.at(pointer((name[:64],)), detail)
-        check_unique(names, ())
+        refuse_duplicates(names, ())
         return names
 
     def array(self, name: str, value: Any) -> Array:  # noqa: ANN401 - simdjson's proxies are untyped
         """Reads one array in either form."""
         if isinstance(value, simdjson.Object):
             keys = list(value.keys())
-            check_unique(keys, (name,))
+            check_keys(name, keys)  # before any is looked up: each look-up walks the object
+            refuse_duplicates(keys, (name,))
             fields = {key: _plain(name, value[key]) for key in keys}
             self.expected_brackets += sum(isinstance(field, list) for field in fields.values())
             return decode_tensor(name, fields)
-        self.nested.add(name)
+        self.nested[name] = 0
         if isinstance(value, simdjson.Array):
             return self._flat(name, value)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise explain_element(name, (), value)
+            raise explain_element(name, value)
         return np.array(value)
 
     def check_brackets(self) -> None:
@@ -126,8 +129,9 @@ class _Document:
         or hide in rows.
         """
         if _count_brackets(self.body) != self.expected_brackets:
-            for name in self.nested:
-                _check_leaves(self.root[name], name, ())
+            for name, rank in self.nested.items():
+                if rank:
+                    _check_leaves(name, self.root[name], rank, ())
 
     def _flat(self, name: str, value: Any) -> Array:  # noqa: ANN401
         shape = _shape(name, value)
@@ -136,11 +140,12 @@ class _Document:
             self.expected_brackets += lists
             lists *= size
         self.expected_brackets += lists
+        self.nested[name] = len(shape)
         numbers = self._numbers(name, value)
         if len(shape) > 1:
             _check_even(name, value, shape, ())
         if numbers.size != lists * shape[-1]:
-            _check_leaves(value, name, ())
+            _check_leaves(name, value, len(shape), ())
         return numbers.reshape(shape)
 
     def _numbers(self, name: str, value: Any) -> Array:  # noqa: ANN401
@@ -154,12 +159,13 @@ class _Document:
             numbers = self._nonfinite_numbers(name)
             if numbers is not None:
                 return numbers
-        raise explain_element(name, (), value)
+        raise explain_element(name, value)
 
     def _nonfinite_numbers(self, name: str) -> Array | None:
         if self._substituted is None:
             body, count = nonfinite.substitute(self.body)
-            self._substituted = _parse(body) if count else {}
+            with contextlib.suppress(MalformedJson):  # a string that only contains one of the three
+                self._substituted = _parse(body) if count else {}
         if not self._substituted:
             return None
         try:
@@ -183,13 +189,6 @@ def _parse(body: bytes) -> Any:  # noqa: ANN401
     return root
 
 
-def check_unique(names: list[str], parent: JsonPath) -> None:
-    """Refuses a name that stands twice: which one is meant is anybody's guess."""
-    if len(set(names)) != len(names):
-        twice = next(name for index, name in enumerate(names) if name in names[:index])
-        raise DuplicateField.at(pointer((*parent, twice)), "the name stands twice")
-
-
 def _plain(name: str, value: Any) -> object:  # noqa: ANN401
     """Turns a proxy into plain values without unfolding what is too large to be meant."""
     if isinstance(value, simdjson.Object):
@@ -211,33 +210,39 @@ def _shape(name: str, value: Any) -> tuple[int, ...]:  # noqa: ANN401
     while shape[-1] and isinstance(value[0], simdjson.Array):
         value = value[0]
         shape.append(len(value))
-        if len(shape) > MAX_NESTING:
-            raise ShapeMismatch.at(f"#/{name}", f"nested deeper than {MAX_NESTING} levels")
+        if len(shape) > MAX_RANK:
+            raise ShapeMismatch.at(f"#/{name}", f"nested deeper than {MAX_RANK} levels")
     return tuple(shape)
 
 
 def _check_even(name: str, value: Any, shape: tuple[int, ...], path: JsonPath) -> None:  # noqa: ANN401
     """Refuses rows that differ in length from the first."""
-    length = shape[1]
-    for index, row in enumerate(value):
-        if not isinstance(row, simdjson.Array) or len(row) != length:
-            found = f"{len(row)} elements" if isinstance(row, simdjson.Array) else "no list"
-            detail = f"ragged: {found} where the first of its siblings has {length}"
-            raise ShapeMismatch.at(pointer((name, *path, index)), detail)
-        if len(shape) > 2:  # noqa: PLR2004 - a list of lists has no deeper rows
+    try:
+        is_even = set(map(len, value)) == {shape[1]}
+    except TypeError:
+        is_even = False
+    if not is_even:
+        raise _ragged(name, value, shape[1], path)
+    if len(shape) > 2:  # noqa: PLR2004 - a list of lists has no deeper rows
+        for index, row in enumerate(value):
             _check_even(name, row, shape[1:], (*path, index))
 
 
-def _check_leaves(value: Any, name: str, path: JsonPath, depth: int | None = None) -> None:  # noqa: ANN401
-    """Finds a list that stands where its siblings are numbers, or the reverse."""
-    if not isinstance(value, simdjson.Array) or not len(value):
-        return
-    is_list = isinstance(value[0], simdjson.Array)
+def _ragged(name: str, value: Any, length: int, path: JsonPath) -> ShapeMismatch:  # noqa: ANN401
+    is_row = [isinstance(row, simdjson.Array) and len(row) == length for row in value]
+    index = is_row.index(False)
+    found = f"{len(value[index])} elements" if isinstance(value[index], simdjson.Array) else "no list"
+    detail = f"ragged: {found} where the first of its siblings has {length}"
+    return ShapeMismatch.at(pointer((name, *path, index)), detail)
+
+
+def _check_leaves(name: str, value: Any, rank: int, path: JsonPath) -> None:  # noqa: ANN401
+    """Refuses lists where numbers belong, and the reverse."""
     for index, item in enumerate(value):
-        if isinstance(item, simdjson.Array) != is_list:
+        if isinstance(item, simdjson.Array) != (rank > 1):
             raise ShapeMismatch.at(pointer((name, *path, index)), "ragged: lists and numbers side by side")
-        if is_list:
-            _check_leaves(item, name, (*path, index), depth)
+        if rank > 1:
+            _check_leaves(name, item, rank - 1, (*path, index))
 
 
 def _count_brackets(body: bytes) -> int:
@@ -246,14 +251,14 @@ def _count_brackets(body: bytes) -> int:
     return int(np.count_nonzero(np.frombuffer(body, dtype=np.uint8) == ord("[")))
 
 
-def _settle_dtypes(arrays: dict[str, Array], nested: set[str]) -> None:
+def _settle_dtypes(arrays: dict[str, Array], nested: Collection[str]) -> None:
     """Casts nested logits to float32 and nested probability labels to the logits' dtype."""
     if "logits" in nested:
         arrays["logits"] = _narrow("logits", arrays["logits"], FLOATS["F32"])
     labels, logits = arrays.get("labels"), arrays["logits"]
     if labels is not None and "labels" in nested and labels.ndim == logits.ndim and labels.dtype.kind == "f":
         arrays["labels"] = _narrow("labels", labels, logits.dtype)
-    for name in nested - {"logits", "labels"}:
+    for name in {*nested} - {"logits", "labels"}:
         arrays[name] = arrays[name].astype(np.float64)
 
 
@@ -264,6 +269,6 @@ def _narrow(name: str, numbers: Array, dtype: np.dtype[Any]) -> Array:
         over = ~np.isfinite(narrow) & np.isfinite(numbers.astype(np.float64, copy=False))
         if over.any():
             place = tuple(int(index) for index in np.argwhere(over)[0])
-            detail = f"{numbers[place]!r} does not fit {name_of(narrow)}"
-            raise NumberOutOfRange.at(pointer((name, *place)), detail.replace("np.float64", ""))
+            detail = f"{float(numbers[place])!r} does not fit {name_of(narrow)}"
+            raise NumberOutOfRange.at(pointer((name, *place)), detail)
     return narrow

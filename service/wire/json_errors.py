@@ -1,23 +1,29 @@
-"""What is wrong with a JSON body, found slowly and said exactly; nothing here runs for a good request."""
+"""What is wrong with a JSON body: found slowly, and said exactly."""
 
 import json
 import math
 from typing import Any, NoReturn
+from urllib.parse import quote
 
 import simdjson
 
-from ..errors import DuplicateField, InvalidValue, MalformedJson, NumberOutOfRange, ServiceError
+from ..errors import DuplicateField, InvalidValue, MalformedJson, NumberOutOfRange, ServiceError, ShapeMismatch
 
 EXPLAINED_BYTES = 1 << 20
 """Larger bodies are refused without a position: the slow parser would hold up everyone else."""
 _DIGITS_OF_INT64 = 20
+MAX_RANK = 16
 
 JsonPath = tuple[str | int, ...]
 
 
 def pointer(path: JsonPath) -> str:
     """Writes a JSON pointer as a URI fragment (RFC 6901, section 6; the escaping of section 3)."""
-    return "#" + "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
+    return "#" + "".join(f"/{quote(_escaped(part), safe='~', errors='replace')}" for part in path)
+
+
+def _escaped(part: str | int) -> str:
+    return str(part).replace("~", "~0").replace("/", "~1")
 
 
 def explain_malformed(body: bytes, reason: str) -> ServiceError:  # noqa: PLR0911 - a list of causes
@@ -33,6 +39,7 @@ def explain_malformed(body: bytes, reason: str) -> ServiceError:  # noqa: PLR091
             parse_int=_bounded_int,
             object_pairs_hook=_unique,
         )
+        found = _unrepresentable(document, ())
     except ServiceError as error:
         return error
     except json.JSONDecodeError as error:
@@ -41,24 +48,25 @@ def explain_malformed(body: bytes, reason: str) -> ServiceError:  # noqa: PLR091
         return MalformedJson(f"Byte {error.start} is not UTF-8.")
     except RecursionError:
         return MalformedJson("Nested too deeply.")
-    return _unrepresentable(document, ()) or MalformedJson(f"{reason}.")
+    return found or MalformedJson(f"{reason}.")
 
 
-def explain_element(name: str, path: JsonPath, value: Any) -> ServiceError:  # noqa: ANN401
+def explain_element(name: str, value: Any) -> ServiceError:  # noqa: ANN401
     """Names the first element that is not a number in an array that has one."""
-    if not isinstance(value, simdjson.Array):
-        return InvalidValue.at(pointer((name, *path)), f"{_describe(value)} is not a number")
-    for index, item in enumerate(value):
-        if isinstance(item, simdjson.Array):
-            if _is_numeric(item):
-                continue
-            return explain_element(name, (*path, index), item)
-        if isinstance(item, bool) or not isinstance(item, int | float):
-            return InvalidValue.at(pointer((name, *path, index)), f"{_describe(item)} is not a number")
-    return InvalidValue.at(pointer((name, *path)), "integers and other numbers beyond 64 bits are mixed")
+    path: JsonPath = ()
+    while isinstance(value, simdjson.Array):
+        index = next((i for i, item in enumerate(value) if not _is_numeric(item)), None)
+        if index is None:
+            return InvalidValue.at(pointer((name, *path)), "the numbers do not fit one dtype")
+        path, value = (*path, index), value[index]
+        if len(path) > MAX_RANK:
+            return ShapeMismatch.at(pointer((name, *path)), f"nested deeper than {MAX_RANK} levels")
+    return InvalidValue.at(pointer((name, *path)), f"{_describe(value)} is not a number")
 
 
 def _is_numeric(value: Any) -> bool:  # noqa: ANN401
+    if not isinstance(value, simdjson.Array):
+        return type(value) in {int, float}
     try:
         value.as_buffer(of_type="d")
     except (TypeError, ValueError):
@@ -70,7 +78,7 @@ def _describe(value: Any) -> str:  # noqa: ANN401
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
-        return 'a string other than "NaN", "Infinity" and "-Infinity" in logits or probability labels'
+        return 'a string (only "NaN", "Infinity" and "-Infinity" in logits and probability labels are numbers)'
     return "an object" if isinstance(value, simdjson.Object) else "a list"
 
 
@@ -83,13 +91,22 @@ def _bounded_int(digits: str) -> float:
     return int(digits) if len(digits) <= _DIGITS_OF_INT64 else math.inf
 
 
+def refuse_duplicates(names: list[str], parent: JsonPath) -> None:
+    """Refuses a name that stands twice: which one is meant is anybody's guess.
+
+    Raises:
+        DuplicateField: Pointing to the first.
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise DuplicateField.at(pointer((*parent, name[:64])), "the name stands twice")
+        seen.add(name)
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for index, name in enumerate(names) if name in names[:index])
-        raise DuplicateField.at(f"#/{twice[:64]}", "the name stands twice")
-    return found
+    refuse_duplicates([name for name, _ in pairs], ())
+    return dict(pairs)
 
 
 def _unrepresentable(value: Any, path: JsonPath) -> ServiceError | None:  # noqa: ANN401

@@ -3,15 +3,17 @@
 import base64
 import binascii
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from ..dtypes import BY_NAME, FLOATS, WEIGHTS, Array, name_of
 from ..errors import InvalidValue, MissingField, ShapeMismatch, UnknownField, UnsupportedDtype
+from .json_errors import MAX_RANK, pointer
 
 KEYS = ("dtype", "shape", "data")
-MAX_RANK = 16
+MAX_EMPTY = 1 << 20
+"""An empty tensor has no bytes, but as nested lists one pair of brackets for each of its leading indices."""
 ALLOWED: Mapping[str, tuple[str, ...]] = {
     "logits": tuple(FLOATS),
     "labels": tuple(BY_NAME),
@@ -27,7 +29,9 @@ def decode_tensor(name: str, fields: Mapping[str, object]) -> Array:
     Raises:
         UnknownField, MissingField, UnsupportedDtype, InvalidValue, ShapeMismatch: Each naming the key.
     """
-    _check_keys(name, fields)
+    for key in KEYS:
+        if fields.get(key) is None:
+            raise MissingField.at(f"#/{name}/{key}", "a tensor object needs it")
     kind = fields["dtype"]
     if not isinstance(kind, str) or kind not in ALLOWED[name]:
         shown = kind if isinstance(kind, str) and len(kind) <= 8 else "this"  # noqa: PLR2004 - a dtype's name is short
@@ -55,13 +59,11 @@ def encode_tensor(array: Array) -> dict[str, object]:
     return {"dtype": name_of(array), "shape": list(array.shape), "data": data}
 
 
-def _check_keys(name: str, fields: Mapping[str, object]) -> None:
-    for key in fields:
+def check_keys(name: str, keys: Iterable[str]) -> None:
+    """Refuses keys that a tensor object does not have."""
+    for key in keys:
         if key not in KEYS:
-            raise UnknownField.at(f"#/{name}/{key[:64]}", f"a tensor object has {', '.join(KEYS)} and nothing else")
-    for key in KEYS:
-        if fields.get(key) is None:
-            raise MissingField.at(f"#/{name}/{key}", "a tensor object needs it")
+            raise UnknownField.at(pointer((name, key[:64])), f"a tensor object has {', '.join(KEYS)} and nothing else")
 
 
 def _shape(name: str, shape: object) -> tuple[int, ...]:
@@ -69,6 +71,8 @@ def _shape(name: str, shape: object) -> tuple[int, ...]:
         raise InvalidValue.at(f"#/{name}/shape", "shape must be a list of integers >= 0")
     if len(shape) > MAX_RANK:
         raise ShapeMismatch.at(f"#/{name}/shape", f"rank {len(shape)}; ranks up to {MAX_RANK} are supported")
+    if 0 in shape and math.prod(size or 1 for size in shape) > MAX_EMPTY:
+        raise InvalidValue.at(f"#/{name}/shape", f"an empty tensor whose other sizes multiply to more than {MAX_EMPTY}")
     return tuple(shape)
 
 

@@ -16,6 +16,7 @@ _VERSION = (b"x-service-version", __version__.encode())
 _NO_STORE = (b"cache-control", b"no-store")
 _CLOSE = (b"connection", b"close")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context
 _QUIET_ROUTES = frozenset({"/livez", "/readyz", "/metrics"})
 
 
@@ -39,7 +40,8 @@ class Observation:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        record = RequestRecord(_request_id(scope), scope["method"], time.perf_counter())
+        record = RequestRecord("", scope["method"], time.perf_counter())
+        _read_headers(scope, record)
         scope.setdefault("state", {})["record"] = record
 
         async def send_observed(message: Message) -> None:
@@ -59,7 +61,7 @@ class Observation:
 
     def _headers(self, record: RequestRecord) -> list[tuple[bytes, bytes]]:
         headers = [_VERSION, _NO_STORE, (b"x-request-id", record.request_id.encode())]
-        return [*headers, _CLOSE] if self._health.is_draining else headers
+        return [*headers, _CLOSE] if self._health.is_draining or record.holds_back_body else headers
 
     def _finish(self, scope: Scope, record: RequestRecord) -> None:
         record.duration_s = time.perf_counter() - record.started
@@ -76,9 +78,13 @@ def record_of(scope: Scope) -> RequestRecord:
     return record
 
 
-def _request_id(scope: Scope) -> str:
-    """Returns the caller's X-Request-Id where it is well-formed, else a new one."""
+def _read_headers(scope: Scope, record: RequestRecord) -> None:
+    """Takes over the caller's X-Request-Id where it is well-formed, the trace it belongs to, and Expect."""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-            return bytes(value).decode()
-    return uuid.uuid4().hex
+            record.request_id = value.decode()
+        elif name == b"traceparent" and (parent := _TRACEPARENT.fullmatch(value)):
+            record.trace_id = parent[1].decode()
+        elif name == b"expect":
+            record.holds_back_body = True
+    record.request_id = record.request_id or uuid.uuid4().hex

@@ -48,7 +48,7 @@ def test_work_that_waits_is_bounded_and_says_when_to_come_again() -> None:
     with pytest.raises(Overloaded) as refusal:
         admission.check_queue("json", 10**8, remaining_s=60)
     assert rejections == ["queue_time"]
-    assert refusal.value.retry_after_s == 2
+    assert refusal.value.retry_after_s == pytest.approx(admission.queue_s, abs=1)
     admission.leave(first)
     admission.check_queue("json", 10**8, remaining_s=60)
     admission.leave(second)
@@ -68,12 +68,23 @@ def test_the_estimate_learns_offset_and_slope() -> None:
     for _ in range(2000):
         for size in (100, 10_000, 1_000_000):
             estimate.observe(size, 0.003 + 2e-9 * size)
-    assert estimate.seconds(500_000) == pytest.approx(0.004, rel=0.02)
-    assert estimate.seconds(0) == pytest.approx(0.003, rel=0.02)
+    assert estimate.seconds(500_000) == pytest.approx(0.004, rel=0.05)
+    assert estimate.seconds(0) == pytest.approx(0.003, rel=0.05)
 
 
-def test_equal_sizes_teach_their_mean() -> None:
+@pytest.mark.parametrize(("size", "seconds"), [(100, 0.5), (2_500_000, 0.05), (150, 2e-4)])
+def test_equal_sizes_teach_their_mean_and_leave_the_others_plausible(size: int, seconds: float) -> None:
+    """Differences of large sums once made one body sixteen megabytes cheap, or a usual one nine times too dear."""
     estimate = WorkEstimate()
-    for _ in range(5000):
-        estimate.observe(100, 0.5)
-    assert estimate.seconds(100) == pytest.approx(0.5, rel=0.01)
+    for _ in range(30_000):
+        estimate.observe(size, seconds)
+    assert estimate.seconds(size) == pytest.approx(seconds, rel=0.01)
+    assert estimate.seconds(16 * 2**20) > 0.05
+    assert 0 < estimate.seconds(1) <= seconds
+
+
+def test_a_deadline_that_has_passed_is_refused_even_by_an_idle_service() -> None:
+    admission, rejections = an_admission()
+    with pytest.raises(DeadlineExceeded):
+        admission.check_queue("json", 1, remaining_s=0.0)
+    assert rejections == ["deadline"]

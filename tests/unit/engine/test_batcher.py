@@ -1,6 +1,7 @@
 """The batcher under cancellation, failure and deadlines."""
 
 import asyncio
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from service.engine.batch_plan import BatchLimits
 from service.engine.batcher import Batcher, Computed
-from service.errors import DeadlineExceeded, Draining, InsufficientDeviceMemory
+from service.errors import DeadlineExceeded, Draining, InsufficientDeviceMemory, NotReady
 from service.loss.evaluation import Evaluation
 from tests.unit.fakes import FakeClock, FakeDevice, RecordedBatches, an_evaluation, outcome, settle
 
@@ -190,3 +191,64 @@ def test_one_request_a_batch_switches_batching_off() -> None:
         await bench.finish()
 
     run(scenario, max_requests=1)
+
+
+def test_deadlines_hold_while_a_failed_batch_is_run_again() -> None:
+    async def scenario(bench: Bench) -> None:
+        def fails_once(evaluations: Sequence[Evaluation]) -> Exception | None:
+            bench.clock.now += 1.0
+            return RuntimeError("first") if len(evaluations) > 1 else None
+
+        bench.device.fails = fails_once
+        _ = await bench.occupy()
+        callers = [bench.submit(float(value), deadline=2.5) for value in range(3)]
+        await settle()
+        bench.device.gate.set()
+        while not callers[0].done():
+            await settle()
+        bench.batcher.expire()
+        results = [await outcome(caller) for caller in callers]
+        assert loss_of(results[0]) == 0.0  # type: ignore[arg-type]
+        assert any(isinstance(result, DeadlineExceeded) for result in results[1:])
+        await bench.finish()
+
+    run(scenario)
+
+
+def test_expiring_answers_what_waits_and_what_runs() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.batcher.start()
+        running, waiting = bench.submit(1.0, deadline=5.0), None
+        await bench.device.is_running.wait()
+        waiting = bench.submit(2.0, deadline=5.0)
+        await settle()
+        bench.clock.now = 5.0
+        bench.batcher.expire()
+        assert isinstance(await outcome(running), DeadlineExceeded)
+        assert isinstance(await outcome(waiting), DeadlineExceeded)
+        await bench.finish()
+        assert bench.device.batches == [1]
+
+    run(scenario)
+
+
+def test_nothing_of_the_last_batch_is_kept() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.device.gate.set()
+        bench.batcher.start()
+        evaluation = an_evaluation(1.0)
+        logits = weakref.ref(evaluation.logits)
+        _ = await bench.batcher.submit(evaluation, deadline=FOREVER)
+        del evaluation, _
+        await settle()
+        assert logits() is None
+        await bench.finish()
+
+    run(scenario)
+
+
+def test_a_batcher_that_does_not_run_takes_nothing() -> None:
+    async def scenario(bench: Bench) -> None:
+        assert isinstance(await outcome(bench.submit(1.0)), NotReady)
+
+    run(scenario)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from service.engine.device import Inputs, TorchDevice, resolve
+from service.engine.device import TorchDevice, gather, resolve
 from service.engine.staging import from_device, to_device
 from service.loss.evaluation import Evaluation
 from service.loss.options import LossOptions
@@ -24,14 +24,14 @@ def an_evaluation(rows: int, dtype: type = np.float32, *, ignore_first: bool = F
 
 def test_a_single_evaluation_is_not_copied() -> None:
     evaluation = an_evaluation(3)
-    assert Inputs.gather([evaluation]).arrays["logits"] is evaluation.logits
+    assert gather([evaluation])["logits"] is evaluation.logits
 
 
 def test_rows_are_joined_in_order_and_weights_filled_in() -> None:
-    inputs = Inputs.gather([an_evaluation(2), an_evaluation(3, ignore_first=True)])
-    assert inputs.arrays["logits"].shape == (5, 5)
-    np.testing.assert_array_equal(inputs.arrays["row_weight"], np.array([1, 1, 0, 1, 1], np.float32))
-    np.testing.assert_array_equal(inputs.arrays["zero_rows"], [2])
+    arrays = gather([an_evaluation(2), an_evaluation(3, ignore_first=True)])
+    assert arrays["logits"].shape == (5, 5)
+    np.testing.assert_array_equal(arrays["row_weight"], np.array([1, 1, 0, 1, 1], np.float32))
+    np.testing.assert_array_equal(arrays["zero_rows"], [2])
 
 
 def test_tensors_cross_the_bus_packed_and_arrive_whole() -> None:
@@ -55,7 +55,7 @@ def test_the_staged_way_gives_the_same_bits(dtype: type) -> None:
     try:
         evaluations = [an_evaluation(4, dtype), an_evaluation(2, dtype, ignore_first=True)]
         direct = device.compute(evaluations)
-        staged = device._compute_staged(Inputs.gather(evaluations))
+        staged = device._compute_staged(gather(evaluations), evaluations[0].formula)
     finally:
         device.close()
     assert staged.transfer_s is not None
