@@ -6,11 +6,11 @@ from starlette.types import Receive, Scope, Send
 
 from ..engine.admission import Admission
 from ..engine.evaluator import Evaluated, Evaluator
-from ..errors import DeadlineExceeded, NotReady, RequestTimeout, UnknownField
+from ..errors import NotReady, UnknownField
 from ..telemetry.record import RequestRecord
 from ..wire import json_body
 from ..wire.json_errors import pointer
-from .body import ClientGone, abandoned_when_gone, read_body
+from .body import ClientGone, Interruption, abandoned_when_gone, read_body
 from .health import Health
 from .middleware.observation import record_of
 from .negotiation import BodyLimits, Head
@@ -56,34 +56,27 @@ class CrossEntropy:
         self._admission.check_queue("json", head.content_length, remaining_s=head.timeout_s)
         reserved = self._admission.reserve("json", head.content_length)
         try:
-            body = await self._read(receive, head, deadline)
-            record.received_bytes, record.holds_back_body = len(body), False
-            self._admission.check_queue("json", len(body), remaining_s=deadline - time.monotonic())
-            work = self._admission.enter("json", len(body))
-            try:
-                return await self._evaluate(body, receive, record, deadline)
-            finally:
-                self._admission.leave(work)
+            with Interruption() as interruption:
+                check = self._limits.check
+                limits_s = {"timeout_s": self._limits.timeout_s, "caller_timeout_s": head.timeout_s}
+                body = await read_body(receive, interruption, check, **limits_s)
+                record.received_bytes, record.holds_back_body = len(body), False
+                self._admission.check_queue("json", len(body), remaining_s=deadline - time.monotonic())
+                work = self._admission.enter("json", len(body))
+                try:
+                    with abandoned_when_gone(receive, interruption):
+                        return await self._evaluate(body, record, deadline)
+                finally:
+                    self._admission.leave(work)
         finally:
             self._admission.release(reserved)
 
-    async def _read(self, receive: Receive, head: Head, deadline: float) -> bytes | bytearray:
-        try:
-            return await read_body(receive, self._limits.check, timeout_s=head.timeout_s)
-        except RequestTimeout as error:
-            if head.timeout_s < self._limits.timeout_s and time.monotonic() >= deadline:
-                raise DeadlineExceeded(error.detail) from None  # the caller's own limit, not ours
-            raise
-
-    async def _evaluate(
-        self, body: bytes | bytearray, receive: Receive, record: RequestRecord, deadline: float
-    ) -> bytes:
+    async def _evaluate(self, body: bytes | bytearray, record: RequestRecord, deadline: float) -> bytes:
         started = time.perf_counter()
         arrays, scalars = json_body.decode(body, SCALAR_FIELDS)
         options = parse_options(scalars)
         decode_s = time.perf_counter() - started
-        with abandoned_when_gone(receive):
-            evaluated = await self._evaluator.evaluate(arrays, options.loss_options(), deadline=deadline)
+        evaluated = await self._evaluator.evaluate(arrays, options.loss_options(), deadline=deadline)
         computed = time.perf_counter()
         payload = json_body.encode(_fields(evaluated), base64=options.encoding == "base64")
         decode_s += evaluated.validate_s
