@@ -21,7 +21,7 @@ def receiving(*messages: Message) -> Callable[[], Awaitable[Message]]:
         except StopIteration:
             return await asyncio.Future()
 
-    return receive  # type: ignore[return-value]
+    return receive
 
 
 def part(body: bytes, *, more: bool = False) -> Message:
