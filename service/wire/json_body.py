@@ -146,6 +146,8 @@ class _Document:
             _check_even(name, value, shape, ())
         if numbers.size != lists * shape[-1]:
             _check_leaves(name, value, len(shape), ())
+            # simdjson counts the elements of a list in 24 bits.
+            raise ShapeMismatch.at(f"#/{name}", "a list is longer than 16,777,214; send a tensor object")
         return numbers.reshape(shape)
 
     def _numbers(self, name: str, value: Any) -> Array:  # noqa: ANN401
