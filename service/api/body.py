@@ -68,14 +68,14 @@ async def read_body(
     body: bytes | bytearray = b""
 
     longest_s = min(timeout_s, caller_timeout_s)
+    patience_s = min(GRACE_S, longest_s)
 
     def lose_patience() -> None:
-        elapsed_s = loop.time() - started
-        kind = DeadlineExceeded if caller_timeout_s <= elapsed_s < timeout_s else RequestTimeout
+        kind = DeadlineExceeded if patience_s == caller_timeout_s < timeout_s else RequestTimeout
         rule = f"send at least 64 KiB/s after 5 s, and everything within {longest_s:g} s"
-        interruption.stop(kind(f"{len(body)} bytes came in {elapsed_s:.1f} s; {rule}."))
+        interruption.stop(kind(f"{len(body)} bytes came in {patience_s:.3g} s; {rule}."))
 
-    timer = loop.call_later(min(GRACE_S, longest_s), lose_patience)
+    timer = loop.call_later(patience_s, lose_patience)
     try:
         while True:
             message = await receive()

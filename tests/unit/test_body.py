@@ -51,7 +51,12 @@ def test_the_size_is_checked_before_a_part_is_kept() -> None:
 
 @pytest.mark.parametrize(
     ("timeout_s", "caller_timeout_s", "error"),
-    [(0.01, 60, RequestTimeout), (60, 0.01, DeadlineExceeded), (0.01, 0.01, RequestTimeout)],
+    [
+        (0.01, 60, RequestTimeout),
+        (60, 0.01, DeadlineExceeded),
+        (60, 1e-9, DeadlineExceeded),
+        (0.01, 0.01, RequestTimeout),
+    ],
 )
 def test_whose_limit_it_was_decides_the_error(
     timeout_s: float, caller_timeout_s: float, error: type[Exception]
