@@ -59,7 +59,7 @@ clean: ## remove the virtual environment and everything generated
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed (PYTHON=…)")'
-	@echo "setting up .venv …"
+	@echo "setting up .venv: some minutes, mostly for torch (CUDA build: gigabytes; see TORCH_INDEX_URL in the README) …"
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	@$(if $(TORCH_INDEX_URL),$(BIN)/pip install $(PIP_FLAGS) --no-deps --index-url $(TORCH_INDEX_URL) '$(TORCH)')
 	@$(BIN)/pip install $(PIP_FLAGS) --constraint constraints.txt hatchling

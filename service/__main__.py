@@ -2,6 +2,8 @@
 
 import sys
 
+import structlog
+
 from . import host, server
 from .app import create_app
 from .settings import load
@@ -13,11 +15,17 @@ def main() -> None:
     settings = load(sys.argv[1:])
     host.keep_freed_memory()
     logs.configure(level=settings.log_level, format=settings.log_format)
+    address = f"{settings.host}:{settings.port}"
     try:
+        listener = server.bind(settings)
         app = create_app(settings)
+    except OSError as error:
+        sys.exit(f"losseval: can't listen on {address} (--host, --port): {error.strerror}")
     except ValueError as error:
         sys.exit(f"losseval: {error}")
-    server.build(app, settings).run()
+    port = listener.getsockname()[1]
+    structlog.get_logger("losseval").info("starting", url=f"http://{settings.host}:{port}")
+    server.build(app, settings).run(sockets=[listener])
 
 
 if __name__ == "__main__":

@@ -24,6 +24,11 @@ def memory_limit_bytes(cgroup: Path = _CGROUP) -> int:
     return min(physical, int(limit)) if limit.isdigit() else physical
 
 
+def quarter_of_memory() -> int:
+    """Returns a quarter of the memory this process may use, in bytes."""
+    return memory_limit_bytes() // 4
+
+
 def keep_freed_memory() -> None:
     """Lets glibc keep up to 64 MiB that were freed, instead of giving every large array back to the kernel at once.
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import socket
 from types import FrameType
 
 import uvicorn
@@ -38,12 +39,23 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
+def bind(settings: Settings) -> socket.socket:
+    """Takes the address, before anything slow happens; it is listened on when the service is ready.
+
+    Raises:
+        OSError: It is in use, or not an address of this machine.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind((settings.host, settings.port))
+    return bound
+
+
 def build(app: Application, settings: Settings) -> Server:
     """Configures the server: uvloop, httptools, no access log (there is one line a request already)."""
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
         loop="uvloop",
         http=HttpProtocol,
         ws="none",

@@ -7,14 +7,14 @@ from typing import Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
-from .host import cpu_quota, memory_limit_bytes
+from .host import cpu_quota, quarter_of_memory
 
 PREFIX = "LOSSEVAL_"
 MIB = 1 << 20
 
 
 class Settings(BaseSettings):
-    """The service's configuration; each field says its unit and why its default is what it is."""
+    """Cross-entropy over HTTP. Every flag is also an environment variable: --max-queue-ms is LOSSEVAL_MAX_QUEUE_MS."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     )
     max_batch_requests: int = Field(1024, ge=1, description="Requests of one batch; 1 switches batching off.")
     max_inflight_bytes: int = Field(
-        default_factory=lambda: memory_limit_bytes() // 4,
+        default_factory=quarter_of_memory,
         ge=1,
         description="Bytes reserved for requests in flight, at their headers; a quarter of the memory by default.",
     )

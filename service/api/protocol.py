@@ -1,7 +1,8 @@
-"""uvicorn's HTTP/1.1 protocol, with a bound on headers and its own refusals as problem documents."""
+"""uvicorn's HTTP/1.1 protocol, with a bound on headers, its own refusals as problem documents, and offers declined."""
 
 import uuid
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from .. import __version__
@@ -10,6 +11,7 @@ from .problems import MEDIA_TYPE, document, status_of
 
 MAX_HEADER_BYTES = 64 * 1024
 """Names, values and the URL of one request together; four times what nginx and node take."""
+_FRAMING = (b"content-length", b"transfer-encoding")
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -17,17 +19,30 @@ class HttpProtocol(HttpToolsProtocol):
 
     _header_bytes = 0
     _are_headers_complete = False
+    _is_resuming = False
+
+    def data_received(self, data: bytes) -> None:
+        """Parses what came; an offer to upgrade the protocol is ignored, as RFC 9110, section 7.8, allows."""
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            self._decline_upgrade(data[offer.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
 
     def on_message_begin(self) -> None:
         """Starts counting."""
-        super().on_message_begin()
-        self._header_bytes = 0
-        self._are_headers_complete = False
+        if not self._is_resuming:
+            super().on_message_begin()
+            self._header_bytes = 0
+            self._are_headers_complete = False
 
     def on_url(self, url: bytes) -> None:
         """Counts the target."""
-        super().on_url(url)
-        self._count(len(url))
+        if not self._is_resuming:
+            super().on_url(url)
+            self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Counts a header; trailers, which come after the body, are dropped (RFC 9110, section 6.5.1)."""
@@ -37,8 +52,14 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Starts the request."""
-        self._are_headers_complete = True
-        super().on_headers_complete()
+        if not self._is_resuming:
+            self._are_headers_complete = True
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Ends the request, unless the parser only stopped at an offer to upgrade."""
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Refuses what the parser can't go on with, and closes the connection."""
@@ -49,6 +70,19 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(HeadersTooLarge(f"The headers have more than {MAX_HEADER_BYTES} bytes."))
         else:
             self._refuse(MalformedRequest(msg))
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Goes on with the body of a request at whose headers the parser stopped.
+
+        Java's HTTP client offers h2c with every request. The parser takes the offer as accepted and drops the body, so
+        that another one, which has seen the same framing and no offer, has to go on.
+        """
+        framing = b"".join(b"%s: %s\r\n" % (name, value) for name, value in self.headers if name in _FRAMING)
+        self.parser = httptools.HttpRequestParser(self)
+        self._is_resuming = True
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n")
+        self._is_resuming = False
+        self.data_received(rest)
 
     def _count(self, size: int) -> None:
         self._header_bytes += size

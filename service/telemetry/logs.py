@@ -42,7 +42,7 @@ def configure(*, level: str, format: Format | None) -> None:  # noqa: A002 - the
 
 def _rendering(*, is_text: bool) -> list[structlog.typing.Processor]:
     if is_text:
-        return [structlog.dev.ConsoleRenderer()]
+        return [_shorten, structlog.dev.ConsoleRenderer(sort_keys=False, pad_event_to=0)]
     return [
         # Without locals: they hold headers, keys and tensors.
         structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False, max_frames=20)),
@@ -53,6 +53,16 @@ def _rendering(*, is_text: bool) -> list[structlog.typing.Processor]:
 def _add_timestamp(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     event["timestamp"] = datetime.now(UTC)  # orjson writes it as RFC 3339, faster than isoformat does
     return event
+
+
+def _shorten(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Makes a request one line of a terminal; everything else about it is in the JSON format."""
+    event["timestamp"] = event["timestamp"].astimezone().strftime("%H:%M:%S")
+    if event["event"] != "request":
+        return event
+    text = "{method} {route} {status} in {duration_ms} ms".format_map(event)
+    kept = ("timestamp", "level", "rows", "classes", "batch_requests", "code", "request_id")
+    return {"event": text} | {name: event[name] for name in kept if name in event}
 
 
 def _decode(_: object, __: str, line: object) -> str:

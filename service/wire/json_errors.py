@@ -78,7 +78,7 @@ def _describe(value: Any) -> str:  # noqa: ANN401
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
-        return 'a string (only "NaN", "Infinity" and "-Infinity" in logits and probability labels are numbers)'
+        return "a string (apart from NaN, Infinity and -Infinity in logits and probability labels)"
     return "an object" if isinstance(value, simdjson.Object) else "a list"
 
 
