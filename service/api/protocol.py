@@ -42,13 +42,15 @@ class HttpProtocol(HttpToolsProtocol):
         """Counts the target."""
         if not self._is_resuming:
             super().on_url(url)
-            self._count(len(url))
+            self._header_bytes += len(url)  # looked at with the first header, of which HTTP/1.1 has one
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Counts a header; trailers, which come after the body, are dropped (RFC 9110, section 6.5.1)."""
         if not self._are_headers_complete:
             super().on_header(name, value)
-        self._count(len(name) + len(value))
+        self._header_bytes += len(name) + len(value)
+        if self._header_bytes > MAX_HEADER_BYTES:
+            raise OverflowError  # the parser stops, and `send_400_response` follows
 
     def on_headers_complete(self) -> None:
         """Starts the request."""
@@ -83,11 +85,6 @@ class HttpProtocol(HttpToolsProtocol):
         self.parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n")
         self._is_resuming = False
         self.data_received(rest)
-
-    def _count(self, size: int) -> None:
-        self._header_bytes += size
-        if self._header_bytes > MAX_HEADER_BYTES:
-            raise OverflowError  # the parser stops, and uvicorn asks for `send_400_response`
 
     def _refuse(self, error: ServiceError) -> None:
         request_id = uuid.uuid4().hex
