@@ -25,14 +25,10 @@ def substitute(body: bytes) -> tuple[bytes, int]:
     return body, count
 
 
-def restore(numbers: Array) -> int:
-    """Puts NaN and infinities where `substitute` left stand-ins, in place, and says how many there were."""
-    count = 0
+def restore(numbers: Array) -> None:
+    """Puts NaN and infinities where `substitute` left stand-ins, in place."""
     for _, number, value in _STAND_INS:
-        places = numbers == number
-        count += int(np.count_nonzero(places))
-        numbers[places] = value
-    return count
+        numbers[numbers == number] = value
 
 
 def encode_number(number: float) -> object:
