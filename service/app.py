@@ -24,7 +24,7 @@ from .api.middleware.problem_answers import ProblemAnswers
 from .api.middleware.shortcut import Shortcut
 from .api.negotiation import BodyLimits
 from .dtypes import Array
-from .engine.admission import Admission, Reason
+from .engine.admission import Admission, Reason, Wire
 from .engine.batch_plan import BatchLimits, ClosedBy
 from .engine.batcher import Batcher
 from .engine.device import TorchDevice
@@ -61,7 +61,13 @@ def create_app(settings: Settings | None = None) -> Application:
     device = TorchDevice(settings.device, threads=settings.threads)
     batch_elements = settings.max_batch_elements or _BATCH_ELEMENTS[device.device.type]
     settings = settings.model_copy(update={"device": device.name, "max_batch_elements": batch_elements})
-    metrics = Metrics(version=__version__, device=device.name, reasons=get_args(Reason), closers=get_args(ClosedBy))
+    metrics = Metrics(
+        version=__version__,
+        device=device.name,
+        wires=get_args(Wire),
+        reasons=get_args(Reason),
+        closers=get_args(ClosedBy),
+    )
     batch_limits = BatchLimits(batch_elements, settings.max_batch_requests)
     batcher = Batcher(device, batch_limits, clock=time.monotonic, metrics=metrics)
     evaluator = Evaluator(batcher, SizeLimits(settings.max_classes, settings.max_elements))

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+Buffer = bytes | bytearray | memoryview
 
 FLOATS: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),

@@ -2,6 +2,7 @@
 
     ServiceError
     ├── MalformedJson            the body is not JSON
+    ├── MalformedTensors         the body is not a safetensors file
     ├── DuplicateField           a name stands twice
     ├── UnknownField             a name that does not belong
     ├── InvalidHeader            a header whose value can't be used
@@ -72,6 +73,10 @@ class MalformedJson(ServiceError):
     """The body is not valid JSON."""
 
 
+class MalformedTensors(ServiceError):
+    """The body is not a valid safetensors file."""
+
+
 class MalformedRequest(ServiceError):
     """The bytes are not an HTTP request."""
 
@@ -115,8 +120,8 @@ class LabelOutOfRange(ServiceError):
 class LimitExceeded(ServiceError):
     """The request is larger than a limit of this service."""
 
-    def __init__(self, limit_name: str, limit: int, actual: int, advice: str) -> None:
-        detail = f"{actual} exceeds {limit_name} = {limit}. {advice}"
+    def __init__(self, limit_name: str, limit: int, actual: int, advice: str, *, rule: str = "") -> None:
+        detail = f"{actual} exceeds {rule or limit_name} = {limit}. {advice}"
         super().__init__(detail, limit_name=limit_name, limit=limit, actual=actual)
 
 

@@ -6,8 +6,10 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
+import numpy as np
 from starlette.types import Receive
 
+from ..dtypes import Buffer
 from ..errors import DeadlineExceeded, RequestTimeout
 
 GRACE_S = 5.0
@@ -48,15 +50,19 @@ class Interruption:
             raise self._error from None
 
 
-async def read_body(
+async def read_body(  # noqa: PLR0913 - what bounds it
     receive: Receive,
     interruption: Interruption,
     check_size: Callable[[int], None],
     *,
+    content_length: int | None,
     timeout_s: float,
     caller_timeout_s: float,
-) -> bytes | bytearray:
+) -> Buffer:
     """Reads the whole body; `check_size` is asked before more of it is kept, and raises when it is too much.
+
+    What comes in several pieces is put into one buffer of its announced length as it comes; no page of it is touched
+    before.
 
     Raises:
         RequestTimeout: It came slower than 64 KiB/s after 5 seconds, or took longer than `timeout_s`.
@@ -65,7 +71,8 @@ async def read_body(
     """
     loop = asyncio.get_running_loop()
     started = loop.time()
-    body: bytes | bytearray = b""
+    buffer: bytearray | memoryview | None = None
+    size = 0
 
     longest_s = min(timeout_s, caller_timeout_s)
     patience_s = min(GRACE_S, longest_s)
@@ -73,7 +80,7 @@ async def read_body(
     def lose_patience() -> None:
         kind = DeadlineExceeded if patience_s == caller_timeout_s < timeout_s else RequestTimeout
         rule = f"send at least 64 KiB/s after 5 s, and everything within {longest_s:g} s"
-        interruption.stop(kind(f"{len(body)} bytes came in {patience_s:.3g} s; {rule}."))
+        interruption.stop(kind(f"{size} bytes came in {patience_s:.3g} s; {rule}."))
 
     timer = loop.call_later(patience_s, lose_patience)
     try:
@@ -82,16 +89,18 @@ async def read_body(
             if message["type"] == "http.disconnect":
                 raise ClientGone
             chunk: bytes = message.get("body", b"")
-            check_size(len(body) + len(chunk))
+            start, size = size, size + len(chunk)
+            check_size(size)
             is_last = not message.get("more_body", False)
-            if is_last and not body:
+            if is_last and not start:
                 return chunk
-            body = body or bytearray()
-            body += chunk
+            if buffer is None:
+                buffer = bytearray() if content_length is None else np.empty(content_length, np.uint8).data
+            buffer[start:size] = chunk
             if is_last:
-                return body
+                return buffer
             timer.cancel()
-            patience_s = min(GRACE_S + len(body) / MIN_BYTES_PER_S, longest_s)
+            patience_s = min(GRACE_S + size / MIN_BYTES_PER_S, longest_s)
             timer = loop.call_at(started + patience_s, lose_patience)
     finally:
         timer.cancel()

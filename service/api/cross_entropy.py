@@ -1,22 +1,27 @@
 """`POST /v1/cross-entropy`: from an ASGI scope to an answer, in the order in which things can be refused."""
 
 import time
+from collections.abc import Sequence
 
 from starlette.types import Receive, Scope, Send
 
-from ..engine.admission import Admission
-from ..engine.evaluator import Evaluated, Evaluator
-from ..errors import NotReady, UnknownField
+from ..dtypes import Array, Buffer
+from ..engine.admission import Admission, Wire
+from ..engine.evaluator import Evaluated, Evaluator, off_loop_if
+from ..errors import NotReady
+from ..loss.evaluation import answer_size
 from ..telemetry.record import RequestRecord
-from ..wire import json_body
-from ..wire.json_errors import pointer
+from ..wire import json_body, safetensors_body
 from .body import ClientGone, Interruption, abandoned_when_gone, read_body
 from .health import Health
 from .middleware.observation import record_of
-from .negotiation import BodyLimits, Head
-from .schemas import SCALAR_FIELDS, parse_options
+from .negotiation import JSON, BodyLimits, Head
+from .query import move_grad_output, read_query, refuse_query
+from .schemas import SCALAR_FIELDS, Options, parse_options
 
 PATH = "/v1/cross-entropy"
+JOINED_BYTES = 1 << 16
+"""Up to here one write is cheaper than a copy less."""
 
 
 class CrossEntropy:
@@ -31,59 +36,91 @@ class CrossEntropy:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request, unless its caller goes."""
         record = record_of(scope)
-        record.route, record.wire = PATH, "json"
+        record.route = PATH
+        head = Head.of(scope["headers"], timeout_s=self._limits.timeout_s)
+        record.wire = head.wire
         try:
-            payload = await self._answer(scope, receive, record)
+            parts = await self._answer(scope, receive, head, record)
         except ClientGone:
             record.gone_in = "evaluation" if record.received_bytes else "body"
             return
+        length = sum(map(len, parts))
         headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(payload)).encode()),
+            (b"content-type", head.answer.encode()),
+            (b"content-length", str(length).encode()),
             (b"server-timing", record.server_timing().encode()),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": payload})
+        if length <= JOINED_BYTES:
+            parts = [b"".join(parts)]
+        for part in parts[:-1]:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": parts[-1]})
 
-    async def _answer(self, scope: Scope, receive: Receive, record: RequestRecord) -> bytes:
-        head = Head.of(scope["headers"], self._limits)
+    async def _answer(self, scope: Scope, receive: Receive, head: Head, record: RequestRecord) -> Sequence[Buffer]:
         deadline = time.monotonic() + head.timeout_s
-        if scope["query_string"]:
-            name = scope["query_string"].decode("latin-1").partition("=")[0][:64]
-            raise UnknownField.at(pointer((name,)), "options of a JSON request go into the body, not into the query")
+        limits, admission, wire = self._limits, self._admission, head.wire
+        announced = limits.longest(wire) if head.content_length is None else head.content_length
+        limits.check(wire, announced)
         if not self._health.is_warm:
             raise NotReady("The service is warming up; /readyz tells when it is ready.")
-        self._admission.check_queue("json", head.content_length, remaining_s=head.timeout_s)
-        reserved = self._admission.reserve("json", head.content_length)
+        admission.check_queue(wire, announced, remaining_s=head.timeout_s)
+        reserved = admission.reserve(wire, announced)
         try:
             with Interruption() as interruption:
-                check = self._limits.check
-                limits_s = {"timeout_s": self._limits.timeout_s, "caller_timeout_s": head.timeout_s}
-                body = await read_body(receive, interruption, check, **limits_s)
+                body = await read_body(
+                    receive,
+                    interruption,
+                    lambda size: limits.check(wire, size),
+                    content_length=head.content_length,
+                    timeout_s=limits.timeout_s,
+                    caller_timeout_s=head.timeout_s,
+                )
                 record.received_bytes, record.holds_back_body = len(body), False
-                self._admission.check_queue("json", len(body), remaining_s=deadline - time.monotonic())
-                work = self._admission.enter("json", len(body))
+                admission.check_queue(wire, len(body), remaining_s=deadline - time.monotonic())
+                work = admission.enter(wire, len(body))
                 try:
                     with abandoned_when_gone(receive, interruption):
-                        return await self._evaluate(body, record, deadline)
+                        return await self._evaluate(body, scope["query_string"], head, record, deadline)
                 finally:
-                    self._admission.leave(work)
+                    admission.leave(work)
         finally:
-            self._admission.release(reserved)
+            admission.release(reserved)
 
-    async def _evaluate(self, body: bytes | bytearray, record: RequestRecord, deadline: float) -> bytes:
+    async def _evaluate(
+        self, body: Buffer, query_string: bytes, head: Head, record: RequestRecord, deadline: float
+    ) -> Sequence[Buffer]:
         started = time.perf_counter()
-        arrays, scalars = json_body.decode(body, SCALAR_FIELDS)
-        options = parse_options(scalars)
+        arrays, options = _decode(body, query_string, head.wire)
+        loss_options = options.loss_options()
+        numbers = answer_size(arrays["logits"].shape, loss_options) if "logits" in arrays else 0
+        self._limits.check_answer(head.answer, numbers)
         decode_s = time.perf_counter() - started
-        evaluated = await self._evaluator.evaluate(arrays, options.loss_options(), deadline=deadline)
+        evaluated = await self._evaluator.evaluate(arrays, loss_options, deadline=deadline)
         computed = time.perf_counter()
-        payload = json_body.encode(_fields(evaluated), base64=options.encoding == "base64")
+        parts = await off_loop_if(numbers, lambda: _encode(evaluated, head.answer, options))
         decode_s += evaluated.validate_s
         encode_s = evaluated.reduce_s + time.perf_counter() - computed
         _note(record, evaluated, decode_s, encode_s)
-        self._admission.observe("json", len(body), decode_s + evaluated.computed.compute_share_s + encode_s)
-        return payload
+        self._admission.observe(head.wire, len(body), decode_s + evaluated.computed.compute_share_s + encode_s)
+        return parts
+
+
+def _decode(body: Buffer, query_string: bytes, wire: Wire) -> tuple[dict[str, Array], Options]:
+    if wire == "json":
+        refuse_query(query_string)
+        arrays, scalars = json_body.decode(body, SCALAR_FIELDS)
+    else:
+        scalars = read_query(query_string)
+        arrays = safetensors_body.decode(body)
+        move_grad_output(scalars, arrays)
+    return arrays, parse_options(scalars)
+
+
+def _encode(evaluated: Evaluated, media_type: str, options: Options) -> Sequence[Buffer]:
+    if media_type == JSON:
+        return json_body.encode(_fields(evaluated), base64=options.encoding == "base64")
+    return safetensors_body.encode(_fields(evaluated))
 
 
 def _fields(evaluated: Evaluated) -> dict[str, object]:

@@ -15,8 +15,10 @@ from starlette.types import ASGIApp, Lifespan
 from .. import __version__
 from ..errors import NotFound
 from . import cross_entropy
+from .negotiation import JSON, OCTETS, SAFETENSORS
 from .problems import MEDIA_TYPE, PROBLEMS
-from .schemas import CrossEntropyRequest, CrossEntropyResponse, Problem
+from .query import PARAMETERS
+from .schemas import CrossEntropyRequest, CrossEntropyResponse, Options, Problem
 
 _STATIC = Path(__file__).parent / "static"
 _ASSETS = frozenset(path.name for path in _STATIC.iterdir())
@@ -67,6 +69,12 @@ def _asset(name: str) -> Response:
     return Response((_STATIC / name).read_bytes(), media_type=media_type)
 
 
+_BINARY = (
+    "JSON, or a safetensors file with the tensors logits and labels and optionally weight, sample_weight and "
+    "grad_output, whose options are query parameters."
+)
+
+
 class PlainRoute(APIRoute):
     """A documented route whose application is the ASGI endpoint itself, without FastAPI's request handling."""
 
@@ -82,7 +90,8 @@ def add_cross_entropy(app: FastAPI, endpoint: ASGIApp) -> None:
         """Cross-entropy of logits and labels, with per-sample losses, gradients and diagnostics."""
 
     reference = {"$ref": "#/components/schemas/CrossEntropyRequest"}
-    content = {"application/json": {"schema": reference, "examples": EXAMPLES}}
+    content: dict[str, Any] = {JSON: {"schema": reference, "examples": EXAMPLES}, SAFETENSORS: {}, OCTETS: {}}
+    answers: dict[int | str, dict[str, Any]] = {200: {"content": {SAFETENSORS: {}, OCTETS: {}}}}
     route = PlainRoute(
         cross_entropy.PATH,
         documented,
@@ -92,10 +101,30 @@ def add_cross_entropy(app: FastAPI, endpoint: ASGIApp) -> None:
         summary="Cross-entropy",
         tags=["cross-entropy"],
         response_model=CrossEntropyResponse,
-        responses=problem_responses(),
-        openapi_extra={"requestBody": {"required": True, "content": content}},
+        responses=answers | problem_responses(),
+        openapi_extra={
+            "requestBody": {"required": True, "content": content, "description": _BINARY},
+            "parameters": _query_parameters(),
+        },
     )
     app.router.routes.append(route)
+
+
+def _query_parameters() -> list[dict[str, Any]]:
+    """Returns OpenAPI's parameters for the options of a binary request."""
+    number = {"type": "number", "description": CrossEntropyRequest.model_fields["grad_output"].description}
+    fields = Options.model_json_schema()["properties"] | {"grad_output": number}
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "description": f"Binary requests only. {fields[name].pop('description')}",
+            "schema": fields[name],
+            **({"style": "form", "explode": False} if name == "include" else {}),
+        }
+        for name in fields
+        if name in PARAMETERS
+    ]
 
 
 def problem_responses() -> dict[int | str, dict[str, Any]]:

@@ -27,7 +27,7 @@ class Info(BaseModel):
     python: str = platform.python_version()
     device: str
     limits: dict[str, int | float]
-    media_types: dict[str, list[str]] = {"request": [negotiation.JSON], "response": [negotiation.JSON]}
+    media_types: dict[str, list[str]] = {"request": list(negotiation.WIRES), "response": list(negotiation.WIRES)}
     dtypes: dict[str, list[str]] = {"logits": list(FLOATS), "labels": list(BY_NAME), "weights": list(WEIGHTS)}
     include: list[str] = list(OUTPUTS)
     reduction: list[str] = list(get_args(Reduction))

@@ -1,12 +1,18 @@
 """What the headers decide before the body is read (RFC 9110, sections 8 and 12)."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from ..engine.admission import Wire
 from ..errors import InvalidHeader, LimitExceeded, NotAcceptable, UnsupportedContentEncoding, UnsupportedMediaType
 
 JSON = "application/json"
+SAFETENSORS = "application/x-safetensors"
+OCTETS = "application/octet-stream"
+"""An alias of safetensors, for clients that can't name a media type of their own."""
+WIRES: Mapping[str, Wire] = {JSON: "json", SAFETENSORS: "binary", OCTETS: "binary"}
+_SPLIT = "or split the batch: with reduction=sum, loss_sum and normalizer of the parts add up to the whole."
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,60 +23,77 @@ class BodyLimits:
     max_json_bytes: int
     timeout_s: float
 
-    def check(self, size: int) -> None:
-        """Checks the size of a JSON body, announced or received.
+    def check(self, wire: Wire, size: int) -> None:
+        """Checks the size of a body, announced or received.
 
         Raises:
             LimitExceeded: It is too large.
         """
-        name = "MAX_JSON_BYTES" if self.max_json_bytes <= self.max_body_bytes else "MAX_BODY_BYTES"
-        limit = min(self.max_json_bytes, self.max_body_bytes)
-        if size > limit:
-            advice = "Split the batch: with reduction=sum, loss_sum and normalizer of the parts add up to the whole."
-            raise LimitExceeded(name, limit, size, advice)
+        if wire == "json" and size > self.max_json_bytes and self.max_json_bytes < self.max_body_bytes:
+            advice = f"Send {SAFETENSORS}, of which up to {self.max_body_bytes} bytes are taken, {_SPLIT}"
+            raise LimitExceeded("MAX_JSON_BYTES", self.max_json_bytes, size, advice)
+        if size > self.max_body_bytes:
+            raise LimitExceeded("MAX_BODY_BYTES", self.max_body_bytes, size, f"Send smaller dtypes, {_SPLIT}")
+
+    def check_answer(self, media_type: str, numbers: int) -> None:
+        """Checks how many numbers an answer will hold, before they are computed: JSON takes eight bytes for each.
+
+        Raises:
+            LimitExceeded: They are too many for JSON.
+        """
+        limit = self.max_json_bytes // 8
+        if media_type == JSON and numbers > limit:
+            advice = f"So many numbers are too many for JSON; send Accept: {SAFETENSORS}, include less, {_SPLIT}"
+            rule = "the numbers of a JSON answer, MAX_JSON_BYTES / 8"
+            raise LimitExceeded("MAX_JSON_BYTES", limit, numbers, advice, rule=rule)
+
+    def longest(self, wire: Wire) -> int:
+        """Returns the most bytes that a body of unknown length can have."""
+        return min(self.max_json_bytes, self.max_body_bytes) if wire == "json" else self.max_body_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
     """The headers of an evaluation, checked."""
 
-    content_length: int
-    """The most a body of unknown length may have, if it is unknown."""
+    wire: Wire
+    answer: str
+    """The media type of the answer."""
+    content_length: int | None
     timeout_s: float
 
     @classmethod
-    def of(cls, headers: Iterable[tuple[bytes, bytes]], limits: BodyLimits) -> "Head":
-        """Reads the headers.
+    def of(cls, headers: Iterable[tuple[bytes, bytes]], *, timeout_s: float) -> "Head":
+        """Reads the headers; the caller's own time-out is capped by `timeout_s`.
 
         Raises:
-            InvalidHeader, UnsupportedMediaType, UnsupportedContentEncoding: In this order, then
-            NotAcceptable, LimitExceeded.
+            InvalidHeader, UnsupportedMediaType, UnsupportedContentEncoding, NotAcceptable: In this order.
         """
         found: dict[bytes, bytes] = {}
         for name, value in headers:
             found[name] = found[name] + b", " + value if name in found else value
-        timeout_s = _timeout(found.get(b"x-request-timeout"), limits.timeout_s)
-        check_content_type(found.get(b"content-type", b""))
+        timeout_s = _timeout(found.get(b"x-request-timeout"), timeout_s)
+        wire = wire_of(found.get(b"content-type", b""))
         check_content_encoding(found.get(b"content-encoding", b""))
-        check_accept(found.get(b"accept", b""))
-        length = int(found.get(b"content-length", limits.max_json_bytes))
-        limits.check(length if b"content-length" in found else 0)
-        return cls(length, timeout_s)
+        answer = answer_type(found.get(b"accept", b""), wire)
+        length = found.get(b"content-length")
+        return cls(wire, answer, None if length is None else int(length), timeout_s)
 
 
-def check_content_type(content_type: bytes) -> None:
-    """Accepts JSON in UTF-8.
+def wire_of(content_type: bytes) -> Wire:
+    """Returns the wire form of a body: JSON in UTF-8, or safetensors.
 
     Raises:
         UnsupportedMediaType: The type is missing or another.
     """
     if content_type == b"application/json":
-        return
-    kind, *parameters = content_type.decode("latin-1").lower().split(";")
-    charsets = [part.partition("=")[2].strip(' "') for part in parameters if part.strip().startswith("charset")]
-    if kind.strip() != JSON or any(charset not in {"utf-8", "utf8", "us-ascii"} for charset in charsets):
-        shown = kind.strip()[:64] or "missing"
-        raise UnsupportedMediaType(f"Content-Type is {shown}; supported are: {JSON} (UTF-8).")
+        return "json"
+    kind, *parameters = (part.strip() for part in content_type.decode("latin-1").lower().split(";"))
+    charsets = [part.partition("=")[2].strip(' "') for part in parameters if part.startswith("charset")]
+    if kind not in WIRES or (kind == JSON and not {"utf-8", "utf8", "us-ascii"}.issuperset(charsets)):
+        shown = kind[:64] or "missing"
+        raise UnsupportedMediaType(f"Content-Type is {shown}; supported are: {', '.join(WIRES)} (JSON in UTF-8).")
+    return WIRES[kind]
 
 
 def check_content_encoding(content_encoding: bytes) -> None:
@@ -83,23 +106,35 @@ def check_content_encoding(content_encoding: bytes) -> None:
         raise UnsupportedContentEncoding("Send the body uncompressed; supported are: identity.")
 
 
-def check_accept(accept: bytes) -> None:
-    """Accepts callers that take JSON.
+def answer_type(accept: bytes, wire: Wire) -> str:
+    """Returns the media type of the answer: what the caller likes best, among equals the request's own form.
 
     Raises:
-        NotAcceptable: No range in Accept with a weight above 0 covers it.
+        NotAcceptable: No range in Accept with a weight above 0 covers any.
     """
-    if accept not in {b"", b"*/*", b"application/json"} and _weight(accept.decode("latin-1").lower()) == 0:
-        raise NotAcceptable(f"Accept excludes every type this service can answer with: {JSON}.")
+    if accept in {b"", b"*/*"}:
+        return JSON if wire == "json" else SAFETENSORS
+    ranges = _ranges(accept.decode("latin-1").lower())
+    json, safetensors, alias = (_weight(ranges, kind) for kind in (JSON, SAFETENSORS, OCTETS))
+    binary = max(safetensors, alias)
+    if json == binary == 0:
+        raise NotAcceptable(f"Accept excludes every type this service can answer with: {', '.join(WIRES)}.")
+    if json > binary or (json == binary and wire == "json"):
+        return JSON
+    return SAFETENSORS if safetensors else OCTETS
 
 
-def _weight(accept: str) -> float:
-    """Returns the quality of the most specific range that covers JSON."""
+def _ranges(accept: str) -> dict[str, float]:
     ranges = {}
     for part in accept.split(","):
         name, *parameters = (piece.strip() for piece in part.split(";"))
         ranges[name] = next((_quality(piece[2:]) for piece in parameters if piece.startswith("q=")), 1.0)
-    return next((ranges[name] for name in (JSON, "application/*", "*/*") if name in ranges), 0.0)
+    return ranges
+
+
+def _weight(ranges: Mapping[str, float], media_type: str) -> float:
+    """Returns the quality of the most specific range that covers the type."""
+    return next((ranges[name] for name in (media_type, "application/*", "*/*") if name in ranges), 0.0)
 
 
 def _quality(text: str) -> float:

@@ -25,18 +25,19 @@ class ProblemType:
 
 PROBLEMS: dict[type[ServiceError], ProblemType] = {
     errors.MalformedJson: ProblemType(400, "Send UTF-8 JSON; the detail says where reading stopped."),
+    errors.MalformedTensors: ProblemType(400, "Write it with a safetensors library; the detail says what is wrong."),
     errors.DuplicateField: ProblemType(400, "Leave one of the two out: which was meant can't be known."),
     errors.UnknownField: ProblemType(400, "Check the spelling; a misspelt option must not silently change a number."),
     errors.InvalidHeader: ProblemType(400, "Correct the header the detail names, or leave it out."),
     errors.MalformedRequest: ProblemType(400, "Speak HTTP/1.1; bad framing and bad header lines end up here."),
     errors.NotFound: ProblemType(404, "See /docs for what there is."),
     errors.MethodNotAllowed: ProblemType(405, "The Allow header lists the methods this path takes."),
-    errors.NotAcceptable: ProblemType(406, "Leave Accept out, or let it include application/json."),
+    errors.NotAcceptable: ProblemType(406, "Leave Accept out, or let it include a type the detail lists."),
     errors.RequestTimeout: ProblemType(408, "Send the body faster: at least 64 KiB/s after the first 5 seconds."),
     errors.LimitExceeded: ProblemType(
         413, "Split the batch: with reduction=sum, loss_sum and normalizer of the parts add up to the whole."
     ),
-    errors.UnsupportedMediaType: ProblemType(415, "Send Content-Type: application/json."),
+    errors.UnsupportedMediaType: ProblemType(415, "Send Content-Type: application/json or application/x-safetensors."),
     errors.UnsupportedContentEncoding: ProblemType(415, "Send the body as it is, without Content-Encoding."),
     errors.MissingField: ProblemType(422, "Add the field; logits and labels are always required."),
     errors.InvalidValue: ProblemType(422, "Correct the value each pointer names."),

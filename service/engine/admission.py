@@ -12,13 +12,14 @@ from typing import Literal, Protocol
 
 from ..errors import DeadlineExceeded, Overloaded
 
-Wire = Literal["json"]
+Wire = Literal["json", "binary"]
 Reason = Literal["bytes", "queue_time", "deadline"]
-BYTES_RESERVED: Mapping[Wire, int] = {"json": 20}
-"""Times Content-Length: what decoding can cost. A document of `0,0,0` takes 19 times its bytes in the parser."""
+BYTES_RESERVED: Mapping[Wire, int] = {"json": 20, "binary": 3}
+"""Times Content-Length: what decoding can cost. A document of `0,0,0` takes 19 times its bytes in the parser; beside
+the logits, which stay where they arrived, gradients take as much again, or twice as much for 16-bit logits."""
+_PRIOR_SLOPE: Mapping[Wire, float] = {"json": 1e-8, "binary": 1e-9}
+"""Seconds per byte: parsing, computing and writing a number of nine digits; computing and copying one of four bytes."""
 _LEARNING = 0.01
-_PRIOR_SLOPE = 1e-8
-"""Seconds per byte of JSON: parsing, computing and writing a number of nine digits."""
 _RIDGE = 1e9
 """Bytes squared; sizes that vary by more than its root, 32 kB, teach a slope of their own."""
 _MIN_WORK_S = 1e-5
@@ -38,6 +39,7 @@ class WorkEstimate:
     Where sizes hardly vary there is no slope to see; there it stays near the one it started with (ridge regression).
     """
 
+    prior_slope: float
     size: float = 1e4
     seconds_mean: float = 3e-4
     variance: float = 0.0
@@ -45,7 +47,7 @@ class WorkEstimate:
 
     def seconds(self, size: int) -> float:
         """Estimates the work of a body of `size` bytes."""
-        slope = (self.covariance + _PRIOR_SLOPE * _RIDGE) / (self.variance + _RIDGE)
+        slope = (self.covariance + self.prior_slope * _RIDGE) / (self.variance + _RIDGE)
         slope = min(max(slope, 0.0), self.seconds_mean / max(self.size, 1.0))  # the offset is never negative
         return max(self.seconds_mean + slope * (size - self.size), _MIN_WORK_S)
 
@@ -68,7 +70,9 @@ class Admission:
     inflight_bytes: int = 0
     queue_s: float = 0.0
     queued_requests: int = 0
-    _estimates: dict[Wire, WorkEstimate] = field(default_factory=lambda: {"json": WorkEstimate()})
+    _estimates: dict[Wire, WorkEstimate] = field(
+        default_factory=lambda: {wire: WorkEstimate(slope) for wire, slope in _PRIOR_SLOPE.items()}
+    )
 
     def reserve(self, wire: Wire, content_length: int) -> int:
         """Takes the bytes that a body can cost, and returns them to be given to `release`.

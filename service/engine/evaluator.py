@@ -50,13 +50,14 @@ class Evaluator:
         """
         started = time.perf_counter()
         size = sum(array.size for array in arrays.values())
-        evaluation = await _off_loop_if(size, lambda: validate(arrays, options, self._limits))
+        evaluation = await off_loop_if(size, lambda: validate(arrays, options, self._limits))
         validated = time.perf_counter()
         computed = await self._batcher.submit(evaluation, deadline=deadline)
         resumed = time.perf_counter()
-        answer = await _off_loop_if(evaluation.elements, lambda: reduce(evaluation, computed.rows))
+        answer = await off_loop_if(evaluation.elements, lambda: reduce(evaluation, computed.rows))
         return Evaluated(answer, evaluation, computed, validated - started, time.perf_counter() - resumed)
 
 
-async def _off_loop_if(size: int, work: Callable[[], T]) -> T:
+async def off_loop_if(size: int, work: Callable[[], T]) -> T:
+    """Does work on `size` elements in a thread, unless it is light."""
     return work() if size <= LIGHT_ELEMENTS else await asyncio.to_thread(work)

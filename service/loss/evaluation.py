@@ -1,5 +1,6 @@
 """One request in the kernel's terms: contiguous rows, a formula, and what is needed to answer from the rows."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +83,15 @@ def sample_shape(shape: tuple[int, ...], option: int) -> tuple[int, ...]:
     """Returns the shape without its class axis."""
     axis = class_axis(len(shape), option)
     return shape[:axis] + shape[axis + 1 :]
+
+
+def answer_size(shape: tuple[int, ...], options: LossOptions) -> int:
+    """Returns how many numbers the arrays of an answer hold, for logits of this shape."""
+    elements = math.prod(shape)
+    classes = shape[class_axis(len(shape), options.class_axis)] if shape else 1
+    matrices = len({"gradients", "probabilities"}.intersection(options.include))
+    columns = len(options.include) - matrices - len({"loss", "summary"}.intersection(options.include))
+    return elements * matrices + elements // max(1, classes) * columns
 
 
 def to_rows(array: Array, option: int) -> Array:

@@ -3,6 +3,7 @@
 Labels take values from closed sets only: nothing a client sends becomes a label.
 """
 
+import itertools
 import platform
 from collections.abc import Callable, Iterable, Sequence
 
@@ -32,7 +33,9 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 class Metrics:
     """All metrics of one application; `engine` reports through the narrow protocols it defines itself."""
 
-    def __init__(self, *, version: str, device: str, reasons: Iterable[str], closers: Iterable[str]) -> None:
+    def __init__(
+        self, *, version: str, device: str, wires: Iterable[str], reasons: Iterable[str], closers: Iterable[str]
+    ) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
@@ -69,7 +72,7 @@ class Metrics:
         # from `increase()`.
         self._answers: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._stages = {name: stage.labels(name) for name in _STAGES}
-        self._evaluations = {result: evaluations.labels("json", result) for result in ("ok", "error")}
+        self._evaluations = {pair: evaluations.labels(*pair) for pair in itertools.product(wires, ("ok", "error"))}
         self._batches = {name: batches.labels(name) for name in closers}
         self._rejections = {name: rejections.labels(name) for name in reasons}
         self._disconnects = {name: disconnects.labels(name) for name in ("body", "evaluation")}
@@ -90,7 +93,7 @@ class Metrics:
         self._sent.observe(record.sent_bytes)
         if record.wire is not None:
             self._received.observe(record.received_bytes)
-            self._evaluations[record.result].inc()
+            self._evaluations[record.wire, record.result].inc()
         if record.gone_in is not None:
             self._disconnects[record.gone_in].inc()
         for name, seconds in record.stages.items():

@@ -6,14 +6,14 @@ refuses is explained by a strict slow parser (`json_errors`).
 """
 
 import contextlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import orjson
 import simdjson
 
-from ..dtypes import FLOATS, Array, name_of
+from ..dtypes import FLOATS, Array, Buffer, name_of
 from ..errors import InvalidValue, MalformedJson, NumberOutOfRange, ShapeMismatch, UnknownField
 from . import nonfinite
 from .json_errors import MAX_RANK, JsonPath, explain_element, explain_malformed, pointer, refuse_duplicates
@@ -22,11 +22,13 @@ from .tensor_object import check_keys, decode_tensor, encode_tensor
 ARRAY_FIELDS = frozenset({"logits", "labels", "weight", "sample_weight", "grad_output"})
 _NONFINITE_FIELDS = frozenset({"logits", "labels"})
 _MAX_LIST = 64
+_PART_ELEMENTS = 1 << 16
+"""About two milliseconds of writing."""
 _VECTORIZED_BYTES = 4096
 """From here on numpy counts brackets faster than bytes.count does."""
 
 
-def decode(body: bytes | bytearray, scalar_fields: Collection[str]) -> tuple[dict[str, Array], dict[str, object]]:
+def decode(body: Buffer, scalar_fields: Collection[str]) -> tuple[dict[str, Array], dict[str, object]]:
     """Reads a request.
 
     Nested logits become float32; nested labels int64, or, with the logits' rank, their dtype; the other arrays
@@ -43,7 +45,7 @@ def decode(body: bytes | bytearray, scalar_fields: Collection[str]) -> tuple[dic
         MalformedJson, DuplicateField, UnknownField: 400.
         InvalidValue, NumberOutOfRange, UnsupportedDtype, ShapeMismatch: 422.
     """
-    document = _Document(bytes(body))
+    document = _Document(body)
     arrays: dict[str, Array] = {}
     scalars: dict[str, object] = {}
     for name in document.names(ARRAY_FIELDS, scalar_fields):
@@ -63,33 +65,64 @@ def decode(body: bytes | bytearray, scalar_fields: Collection[str]) -> tuple[dic
     return arrays, scalars
 
 
-def encode(values: Mapping[str, object], *, base64: bool) -> bytes:
-    """Writes an answer: arrays nested, or as tensor objects where `base64` is set and the rank is at least 1."""
-    return orjson.dumps({name: _encodable(value, base64=base64) for name, value in values.items()})
+def encode(values: Mapping[str, object], *, base64: bool) -> list[bytes]:
+    """Writes an answer as parts to be sent in order: arrays nested, or as tensor objects where `base64` is set.
+
+    The parts of a nested array are bounded, as the interpreter's lock is held while each is written.
+    """
+    parts: list[bytes] = []
+    for name, value in values.items():
+        parts.append(b'%b"%b":' % (b"," if parts else b"{", name.encode()))
+        if isinstance(value, np.ndarray) and not (base64 and value.ndim):
+            parts += _nested(value)
+        else:
+            parts.append(encode_value(value))
+    return [*parts, b"}"]
 
 
-def _encodable(value: object, *, base64: bool) -> object:
+def encode_value(value: object) -> bytes:
+    """Writes anything but a nested array: numbers, strings, lists, mappings, and arrays as tensor objects."""
+    return orjson.dumps(_plain_of(value))
+
+
+def _plain_of(value: object) -> object:
     if isinstance(value, np.ndarray):
-        return encode_tensor(value) if base64 and value.ndim else _fragment(value)
+        return encode_tensor(value)
     if isinstance(value, float):
         return nonfinite.encode_number(value)
     if isinstance(value, dict):
-        return {name: _encodable(item, base64=base64) for name, item in value.items()}
+        return {name: _plain_of(item) for name, item in value.items()}
     return value
 
 
-def _fragment(array: Array) -> orjson.Fragment:
+def _nested(array: Array) -> Iterator[bytes]:
+    if array.ndim == 0:  # ascontiguousarray makes a scalar a list of one, whose brackets go again
+        yield _encoded(array)[1:-1]
+    elif array.size <= _PART_ELEMENTS:
+        yield _encoded(array)
+    else:
+        rows = _PART_ELEMENTS * len(array) // array.size
+        separator = b"["
+        for start in range(0, len(array), rows or 1):
+            yield separator
+            separator = b","
+            if rows:
+                yield _encoded(array[start : start + rows])[1:-1]
+            else:
+                yield from _nested(array[start])
+        yield b"]"
+
+
+def _encoded(array: Array) -> bytes:
     if array.dtype.itemsize == 2:  # noqa: PLR2004 - F16, BF16: every 16-bit number is a float32, which orjson knows
         array = array.astype(np.float32)
-    # ascontiguousarray makes a scalar a list of one, whose brackets go again.
-    encoded = nonfinite.encode_array(np.ascontiguousarray(array))
-    return orjson.Fragment(encoded if array.ndim else encoded[1:-1])
+    return nonfinite.encode_array(np.ascontiguousarray(array))
 
 
 class _Document:
     """A parsed body, and what must hold of it as a whole."""
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: Buffer) -> None:
         self.body = body
         self.root = _parse(body)
         self.nested: dict[str, int] = {}
@@ -165,7 +198,7 @@ class _Document:
 
     def _nonfinite_numbers(self, name: str) -> Array | None:
         if self._substituted is None:
-            body, count = nonfinite.substitute(self.body)
+            body, count = nonfinite.substitute(bytes(self.body))
             with contextlib.suppress(MalformedJson):  # a string that only contains one of the three
                 self._substituted = _parse(body) if count else {}
         if not self._substituted:
@@ -178,14 +211,14 @@ class _Document:
         return numbers
 
 
-def _parse(body: bytes) -> Any:  # noqa: ANN401
+def _parse(body: Buffer) -> Any:  # noqa: ANN401
     if body[:3] == b"\xef\xbb\xbf":
         detail = "The body starts with a byte order mark; send plain UTF-8."
         raise MalformedJson(detail)
     try:
         root = simdjson.Parser().parse(body)
     except (ValueError, RuntimeError) as error:  # UnicodeDecodeError is a ValueError
-        raise explain_malformed(body, str(error)) from None
+        raise explain_malformed(bytes(body), str(error)) from None
     if not isinstance(root, simdjson.Object):
         raise InvalidValue.at("#", "the body must be a JSON object with logits and labels")
     return root
@@ -247,8 +280,8 @@ def _check_leaves(name: str, value: Any, rank: int, path: JsonPath) -> None:  # 
             _check_leaves(name, item, rank - 1, (*path, index))
 
 
-def _count_brackets(body: bytes) -> int:
-    if len(body) < _VECTORIZED_BYTES:
+def _count_brackets(body: Buffer) -> int:
+    if not isinstance(body, memoryview) and len(body) < _VECTORIZED_BYTES:
         return body.count(b"[")
     return int(np.count_nonzero(np.frombuffer(body, dtype=np.uint8) == ord("[")))
 

@@ -37,7 +37,7 @@ def explain_malformed(body: bytes, reason: str) -> ServiceError:  # noqa: PLR091
             body.decode(),
             parse_constant=_refuse_constant,
             parse_int=_bounded_int,
-            object_pairs_hook=_unique,
+            object_pairs_hook=unique,
         )
         found = _unrepresentable(document, ())
     except ServiceError as error:
@@ -104,7 +104,8 @@ def refuse_duplicates(names: list[str], parent: JsonPath) -> None:
         seen.add(name)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Builds an object for `json.loads`, unless a name stands twice in it."""
     refuse_duplicates([name for name, _ in pairs], ())
     return dict(pairs)
 

@@ -1,9 +1,13 @@
-"""Tensor objects in JSON: {"dtype": "F32", "shape": [2, 3], "data": "<base64, little-endian, C order>"}."""
+"""Tensor objects in JSON: {"dtype": "F32", "shape": [2, 3], "data": "<base64, little-endian, C order>"}.
+
+What holds of their dtypes and shapes holds of safetensors too.
+"""
 
 import base64
 import binascii
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -32,25 +36,18 @@ def decode_tensor(name: str, fields: Mapping[str, object]) -> Array:
     for key in KEYS:
         if fields.get(key) is None:
             raise MissingField.at(f"#/{name}/{key}", "a tensor object needs it")
-    kind = fields["dtype"]
-    if not isinstance(kind, str) or kind not in ALLOWED[name]:
-        shown = kind if isinstance(kind, str) and len(kind) <= 8 else "this"  # noqa: PLR2004 - a dtype's name is short
-        detail = f"{shown} is not a dtype of {name}; send one of {', '.join(ALLOWED[name])}"
-        raise UnsupportedDtype.at(f"#/{name}/dtype", detail)
-    shape = _shape(name, fields["shape"])
+    dtype, shape = dtype_of(name, fields["dtype"]), shape_of(name, fields["shape"])
     data = fields["data"]
     if not isinstance(data, str):
         raise InvalidValue.at(f"#/{name}/data", "data must be a base64 string")
-    expected = math.prod(shape) * BY_NAME[kind].itemsize
+    expected = math.prod(shape) * dtype.itemsize
     if len(data) != 4 * -(-expected // 3):
-        detail = f"{len(data)} base64 characters, but shape {list(shape)} of {kind} takes {expected} bytes"
+        detail = f"{len(data)} base64 characters, but shape {list(shape)} takes {expected} bytes"
         raise InvalidValue.at(f"#/{name}/data", detail)
     # torch wants writable memory, hence the bytearray.
     content = bytearray(_decode_base64(name, data))
-    if len(content) != expected:
-        detail = f"{len(content)} bytes, but shape {list(shape)} of {kind} takes {expected}"
-        raise InvalidValue.at(f"#/{name}/data", detail)
-    return np.frombuffer(content, dtype=BY_NAME[kind]).reshape(shape)
+    check_size(name, len(content), dtype, shape)
+    return np.frombuffer(content, dtype=dtype).reshape(shape)
 
 
 def encode_tensor(array: Array) -> dict[str, object]:
@@ -59,14 +56,25 @@ def encode_tensor(array: Array) -> dict[str, object]:
     return {"dtype": name_of(array), "shape": list(array.shape), "data": data}
 
 
-def check_keys(name: str, keys: Iterable[str]) -> None:
-    """Refuses keys that a tensor object does not have."""
-    for key in keys:
-        if key not in KEYS:
-            raise UnknownField.at(pointer((name, key[:64])), f"a tensor object has {', '.join(KEYS)} and nothing else")
+def dtype_of(name: str, kind: object) -> np.dtype[Any]:
+    """Returns the dtype of that name, if it is one that the tensor may have.
+
+    Raises:
+        UnsupportedDtype: It is not.
+    """
+    if not isinstance(kind, str) or kind not in ALLOWED[name]:
+        shown = kind if isinstance(kind, str) and len(kind) <= 8 else "this"  # noqa: PLR2004 - a dtype's name is short
+        detail = f"{shown} is not a dtype of {name}; send one of {', '.join(ALLOWED[name])}"
+        raise UnsupportedDtype.at(f"#/{name}/dtype", detail)
+    return BY_NAME[kind]
 
 
-def _shape(name: str, shape: object) -> tuple[int, ...]:
+def shape_of(name: str, shape: object) -> tuple[int, ...]:
+    """Returns the shape, if it is one.
+
+    Raises:
+        InvalidValue, ShapeMismatch: It is not, or has too many axes.
+    """
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise InvalidValue.at(f"#/{name}/shape", "shape must be a list of integers >= 0")
     if len(shape) > MAX_RANK:
@@ -74,6 +82,25 @@ def _shape(name: str, shape: object) -> tuple[int, ...]:
     if 0 in shape and math.prod(size or 1 for size in shape) > MAX_EMPTY:
         raise InvalidValue.at(f"#/{name}/shape", f"an empty tensor whose other sizes multiply to more than {MAX_EMPTY}")
     return tuple(shape)
+
+
+def check_size(name: str, size: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    """Compares the bytes that are there with those the shape takes; in integers that cannot overflow.
+
+    Raises:
+        InvalidValue: They differ.
+    """
+    expected = math.prod(shape) * dtype.itemsize
+    if size != expected:
+        detail = f"{size} bytes, but shape {list(shape)} of its dtype takes {expected}"
+        raise InvalidValue.at(f"#/{name}/data", detail)
+
+
+def check_keys(name: str, keys: Iterable[str]) -> None:
+    """Refuses keys that a tensor object does not have."""
+    for key in keys:
+        if key not in KEYS:
+            raise UnknownField.at(pointer((name, key[:64])), f"a tensor object has {', '.join(KEYS)} and nothing else")
 
 
 def _decode_base64(name: str, data: str) -> bytes:

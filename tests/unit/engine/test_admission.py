@@ -64,7 +64,7 @@ def test_a_request_that_cannot_meet_its_deadline_is_refused_at_once() -> None:
 
 
 def test_the_estimate_learns_offset_and_slope() -> None:
-    estimate = WorkEstimate()
+    estimate = WorkEstimate(1e-8)
     for _ in range(2000):
         for size in (100, 10_000, 1_000_000):
             estimate.observe(size, 0.003 + 2e-9 * size)
@@ -75,7 +75,7 @@ def test_the_estimate_learns_offset_and_slope() -> None:
 @pytest.mark.parametrize(("size", "seconds"), [(100, 0.5), (2_500_000, 0.05), (150, 2e-4)])
 def test_equal_sizes_teach_their_mean_and_leave_the_others_plausible(size: int, seconds: float) -> None:
     """Differences of large sums once made one body sixteen megabytes cheap, or a usual one nine times too dear."""
-    estimate = WorkEstimate()
+    estimate = WorkEstimate(1e-8)
     for _ in range(30_000):
         estimate.observe(size, seconds)
     assert estimate.seconds(size) == pytest.approx(seconds, rel=0.01)
