@@ -76,22 +76,22 @@ def encode(values: Mapping[str, object], *, base64: bool) -> list[bytes]:
         if isinstance(value, np.ndarray) and not (base64 and value.ndim):
             parts += _nested(value)
         else:
-            parts.append(encode_value(value))
+            parts.append(encode_value(value, base64=base64))
     return [*parts, b"}"]
 
 
-def encode_value(value: object) -> bytes:
-    """Writes anything but a nested array: numbers, strings, lists, mappings, and arrays as tensor objects."""
-    return orjson.dumps(_plain_of(value))
+def encode_value(value: object, *, base64: bool) -> bytes:
+    """Writes numbers, strings, lists and mappings, and the arrays in them."""
+    return orjson.dumps(_encodable(value, base64=base64))
 
 
-def _plain_of(value: object) -> object:
+def _encodable(value: object, *, base64: bool) -> object:
     if isinstance(value, np.ndarray):
-        return encode_tensor(value)
+        return encode_tensor(value) if base64 and value.ndim else orjson.Fragment(b"".join(_nested(value)))
     if isinstance(value, float):
         return nonfinite.encode_number(value)
     if isinstance(value, dict):
-        return {name: _plain_of(item) for name, item in value.items()}
+        return {name: _encodable(item, base64=base64) for name, item in value.items()}
     return value
 
 

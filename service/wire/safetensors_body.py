@@ -42,8 +42,13 @@ def encode(values: Mapping[str, object]) -> list[Buffer]:
 
     Larger elements come first, so that every tensor is aligned to its dtype.
     """
-    arrays = {name: np.asarray(value) for name, value in values.items() if isinstance(value, np.ndarray | float | int)}
-    metadata = {name: encode_value(value).decode() for name, value in values.items() if name not in arrays}
+    arrays: dict[str, Array] = {}
+    metadata: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, np.ndarray | float | int):
+            arrays[name] = np.asarray(value)
+        else:
+            metadata[name] = encode_value(value, base64=False).decode()
     header: dict[str, object] = {_METADATA: metadata}
     parts: list[Buffer] = []
     stop = 0
