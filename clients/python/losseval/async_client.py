@@ -1,0 +1,142 @@
+"""The asynchronous client: the core, and httpx's asynchronous I/O."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from . import operations
+from .base import BaseClient, http_options
+from .bulk import CHUNK_BYTES, Evaluation, Progress, arguments_of
+from .exchange import Attempt, Call, R, Reply, exchange
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+
+    from typing_extensions import Self, Unpack
+
+    from .arrays import Array, TensorLike
+    from .bulk import Batch
+    from .operations import Options
+    from .results import CrossEntropyResult
+    from .wire import Part
+
+
+class AsyncClient(BaseClient[httpx.AsyncClient]):
+    """`Client` for asyncio, method by method; close it with `aclose`, or use it in an `async with` block."""
+
+    _sleep = staticmethod(asyncio.sleep)
+
+    async def cross_entropy(
+        self, logits: TensorLike, labels: TensorLike, **options: Unpack[Options]
+    ) -> CrossEntropyResult:
+        """Evaluates a batch; see `Client.cross_entropy`."""
+        call = operations.cross_entropy(logits, labels, self._config.wire, options)
+        return (await self._run(call, options.get("timeout"))).with_ids(options.get("ids"))
+
+    async def evaluate_many(
+        self, batches: Iterable[Batch], *, max_in_flight: int = 4, **options: Unpack[Options]
+    ) -> AsyncIterator[CrossEntropyResult]:
+        """Evaluates batches concurrently, each in a task; see `Client.evaluate_many`."""
+        pending: deque[asyncio.Task[CrossEntropyResult]] = deque()
+        try:
+            for batch in batches:
+                pending.append(asyncio.create_task(self.cross_entropy(**{**options, **arguments_of(batch)})))
+                if len(pending) == max_in_flight:
+                    yield await pending.popleft()
+            while pending:
+                yield await pending.popleft()
+        finally:
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+
+    async def evaluate_arrays(
+        self,
+        logits: TensorLike,
+        labels: TensorLike,
+        *,
+        chunk_bytes: int = CHUNK_BYTES,
+        max_in_flight: int = 2,
+        out: Mapping[str, Array] | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        **options: Unpack[Options],
+    ) -> CrossEntropyResult:
+        """Evaluates arrays of any size in requests of some rows; see `Client.evaluate_arrays`."""
+        arguments = {**options, "logits": logits, "labels": labels}
+        whole = Evaluation(arguments, chunk_bytes=chunk_bytes, out=out, progress=progress)
+        patient = self.with_options(is_patient=True)
+        async for part in patient.evaluate_many(whole.parts(), max_in_flight=max_in_flight):
+            whole.add(part)
+        return whole.result()
+
+    async def info(self) -> dict[str, Any]:
+        """Returns what the service is; see `Client.info`."""
+        return await self._run(operations.INFO)
+
+    async def ready(self) -> bool:
+        """Asks whether the service takes requests; see `Client.ready`."""
+        return await self._run(operations.READY)
+
+    async def aclose(self) -> None:
+        """Closes the connections."""
+        for http in self._pool.close():
+            await http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def _run(self, call: Call[R], timeout: float | None = None) -> R:
+        http, budget = self._pool.get()
+        config = self._config if timeout is None else self.with_options(timeout=timeout)._config
+        steps = exchange(call, config, budget)
+        step = next(steps)
+        try:
+            while True:
+                if isinstance(step, Attempt):
+                    step = steps.send(await self._send(http, step))
+                else:
+                    await self._sleep(step)
+                    step = next(steps)
+        except StopIteration as end:
+            result: R = end.value
+            return result
+
+    @staticmethod
+    async def _send(http: httpx.AsyncClient, attempt: Attempt) -> Reply | Exception:
+        method, url, headers, _, timeouts = attempt
+        content = attempt.content()
+        body = bytearray()
+        try:
+            request = http.build_request(
+                method,
+                url,
+                headers=headers,
+                content=content if isinstance(content, bytes) else _asynchronous(content),
+                extensions={"timeout": timeouts},
+            )
+            response = await http.send(request, stream=True)
+            try:
+                async for piece in response.aiter_bytes():
+                    timeouts.check()
+                    body += piece
+            finally:
+                await response.aclose()
+        except (httpx.RequestError, TimeoutError) as error:
+            return error
+        return Reply(response.status_code, response.headers, body)
+
+    @staticmethod
+    def _open(transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
+        return httpx.AsyncClient(transport=transport, **http_options())
+
+
+async def _asynchronous(pieces: Iterator[Part]) -> AsyncIterator[Part]:
+    for piece in pieces:
+        yield piece

@@ -1,0 +1,107 @@
+"""Evaluating what is larger than a request: cut by rows into parts, whose answers are merged. No I/O."""
+
+import dataclasses
+import math
+import mmap
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .arrays import Array, Tensor, TensorLike
+from .merging import merge
+from .results import CrossEntropyResult
+
+Batch = tuple[TensorLike, TensorLike] | Mapping[str, Any]
+CHUNK_BYTES = 8 << 20
+_SLICED = ("logits", "labels", "sample_weight", "grad_output")
+
+
+class Progress(NamedTuple):
+    """How many rows are done of how many, and the mean loss so far."""
+
+    done: int
+    rows: int
+    mean: float
+
+
+def arguments_of(batch: Batch) -> Mapping[str, Any]:
+    """Returns a batch as arguments of `cross_entropy`."""
+    return batch if isinstance(batch, Mapping) else {"logits": batch[0], "labels": batch[1]}
+
+
+class Evaluation:
+    """One evaluation of arrays: `parts` are to be evaluated, and their answers given to `add` in the same order.
+
+    A part's memory is in use until its answer is added.
+    """
+
+    def __init__(
+        self,
+        arguments: Mapping[str, Any],
+        *,
+        chunk_bytes: int,
+        out: Mapping[str, Array] | None,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        given = {name: value for name, value in arguments.items() if value is not None}
+        self._arrays = {name: _sliceable(name, given.pop(name)) for name in _SLICED if name in given}
+        rows, *rest = self._arrays["logits"].shape
+        if not rest:
+            raise ValueError("there are no rows to split: the logits have one axis only")
+        self._rows = rows
+        self._step = max(1, chunk_bytes // max(1, math.prod(rest) * self._arrays["logits"].dtype.itemsize))
+        self._ids, self._reduction = given.pop("ids", None), given.pop("reduction", "mean")
+        self._request_id = given.pop("request_id", None) or uuid.uuid4().hex[:20]
+        self._common = {**given, "reduction": "none" if self._reduction == "none" else "sum"}
+        self._out, self._progress = dict(out or {}), progress
+        self._sent: deque[Any] = deque()
+        self._answers: list[CrossEntropyResult] = []
+        self._done, self._loss_sum, self._normalizer = 0, 0.0, 0.0
+
+    def parts(self) -> Iterator[Mapping[str, Any]]:
+        """Yields arguments of `cross_entropy`; arrays are sliced, not copied."""
+        for number, start in enumerate(range(0, max(1, self._rows), self._step)):
+            rows = slice(start, start + self._step)
+            part = {name: array[rows] if array.ndim else array for name, array in self._arrays.items()}
+            self._sent.append(part["logits"])
+            yield {**self._common, **part, "request_id": f"{self._request_id}.{number}"}
+
+    def add(self, part: CrossEntropyResult) -> None:
+        """Takes the next answer."""
+        logits = self._sent.popleft()
+        start, self._done = self._done, self._done + len(logits)
+        for name, whole in self._out.items():
+            whole[start : self._done] = part.outputs[name]
+        kept = {name: value for name, value in part.outputs.items() if name not in self._out}
+        self._answers.append(dataclasses.replace(part, outputs=kept))
+        self._loss_sum += part.loss_sum
+        self._normalizer += part.normalizer
+        _forget(logits)
+        if self._progress:
+            mean = self._loss_sum / self._normalizer if self._normalizer else math.nan
+            self._progress(Progress(self._done, self._rows, mean))
+
+    def result(self) -> CrossEntropyResult:
+        """Returns the answer of the whole."""
+        return dataclasses.replace(merge(self._answers, reduction=self._reduction, out=self._out), ids=self._ids)
+
+
+def _sliceable(name: str, value: TensorLike) -> Any:  # noqa: ANN401 - an array of any library
+    is_array = hasattr(value, "dtype") and hasattr(value, "ndim") and not hasattr(value, "iloc")
+    return value if is_array else Tensor.of(name, value).array
+
+
+def _forget(part: object) -> None:
+    """Gives the pages of a read-only mapped file back to the system, which would count them as this process's memory."""
+    file = part
+    while isinstance(file, np.ndarray):
+        file = file.base
+    if not isinstance(part, np.ndarray) or not isinstance(file, mmap.mmap) or part.flags.writeable or not part.size:
+        return
+    start = part.ctypes.data - np.frombuffer(file, np.uint8).ctypes.data
+    page = start - start % mmap.PAGESIZE
+    if part.flags.c_contiguous and hasattr(mmap, "MADV_DONTNEED"):
+        file.madvise(mmap.MADV_DONTNEED, page, start - page + part.nbytes)

@@ -1,0 +1,171 @@
+"""One call without its I/O: what an attempt sends, what its outcome means, whether another follows.
+
+`exchange` is a generator: a client performs what it yields and sends back what came of it. The two clients differ in
+nothing but how they do that.
+"""
+
+import dataclasses
+import logging
+import math
+import random
+import time
+import uuid
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Generic, Literal, NamedTuple, TypeVar
+
+from .errors import APIConnectionError, APIResponseError, APIStatusError, APITimeoutError, LossevalError
+from .results import Meta
+from .retry import STATUSES, RetryBudget, wait_s
+from .wire import Part
+
+R = TypeVar("R")
+_log = logging.getLogger("losseval")
+_CONNECT_S = 5.0
+_PIECE_BYTES = 1 << 18
+"""httpcore copies what the kernel doesn't take at once; of pieces this small it takes nearly everything."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What a client does alike in every call. `is_patient`: retries are bounded by time alone."""
+
+    base_url: str
+    api_key: str | None = dataclasses.field(repr=False)
+    timeout: float
+    max_attempts: int
+    wire: Literal["binary", "json"]
+    is_patient: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout < math.inf:
+            raise ValueError(f"timeout must be a finite number of seconds above 0, not {self.timeout}")
+
+
+class Reply(NamedTuple):
+    """An answer, read to its end."""
+
+    status_code: int
+    headers: Mapping[str, str]
+    body: bytearray
+
+
+@dataclasses.dataclass(frozen=True)
+class Call(Generic[R]):
+    """What is asked, and how its answer is read."""
+
+    method: str
+    path: str
+    read: Callable[[Reply, Meta], R]
+    accepts: tuple[int, ...] = (200,)
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
+    request_id: str | None = None
+
+
+class Timeouts(dict[str, float]):
+    """httpx's timeouts: each is the time left when it is looked up. `connect` is, only to open a connection."""
+
+    def __init__(self, deadline: float, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self._deadline, self._clock = deadline, clock
+        self.is_new_connection = False
+
+    def __missing__(self, name: str) -> float:
+        self.is_new_connection |= name == "connect"
+        # Not zero, which sockets take for not waiting at all.
+        return max(0.001, min(self._deadline - self._clock(), _CONNECT_S if name == "connect" else math.inf))
+
+    def get(self, name: str, _: object = None) -> float:  # type: ignore[override]
+        """Looks a timeout up."""
+        return self[name]
+
+    def check(self) -> None:
+        """Raises TimeoutError when no time is left."""
+        if self._clock() >= self._deadline:
+            raise TimeoutError("the time budget is used up")
+
+
+class Attempt(NamedTuple):
+    """One request, for a client to send."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    parts: tuple[Part, ...]
+    timeouts: Timeouts
+
+    def content(self) -> bytes | Iterator[Part]:
+        """Returns the body: in one piece if it is small, else as views."""
+        return b"".join(self.parts) if sum(map(len, self.parts)) <= _PIECE_BYTES else self._pieces()
+
+    def _pieces(self) -> Iterator[Part]:
+        for part in self.parts:
+            for start in range(0, len(part), _PIECE_BYTES):
+                self.timeouts.check()
+                yield part[start : start + _PIECE_BYTES]
+
+
+def exchange(
+    call: Call[R],
+    config: Config,
+    budget: RetryBudget,
+    clock: Callable[[], float] = time.monotonic,
+    chance: Callable[[], float] = random.random,
+) -> Generator[Attempt | float, Reply | Exception | None, R]:
+    """Sends a call until it is answered, refused for good, or out of time or attempts.
+
+    Yields attempts, for which it is sent the reply or httpx's error, and seconds to wait.
+
+    Raises:
+        APIConnectionError, APIStatusError: What came of the last attempt.
+    """
+    request_id = call.request_id or uuid.uuid4().hex
+    deadline = clock() + config.timeout
+    budget.deposit()
+    attempt, may_be_stale = 1, True
+    while True:
+        timeouts = Timeouts(deadline, clock)
+        headers = {**call.headers, "X-Request-Id": request_id, "X-Request-Timeout": f"{timeouts['read']:.3f}"}
+        if config.api_key:
+            headers["Authorization"] = f"Bearer {config.api_key}"
+        outcome = yield Attempt(call.method, config.base_url.rstrip("/") + call.path, headers, call.parts, timeouts)
+        if isinstance(outcome, Reply) and outcome.status_code in call.accepts:
+            return _read(call, outcome, request_id, attempt)
+        if may_be_stale and _is_stale(outcome, timeouts):
+            may_be_stale = False
+            continue
+        error, retry_after = _judge(outcome, request_id)
+        pause_s = math.inf if retry_after is None else wait_s(attempt, retry_after=retry_after, chance=chance())
+        if clock() + pause_s >= deadline or not (config.is_patient or (attempt < config.max_attempts and budget.withdraw())):
+            raise error
+        _log.warning("attempt %d failed, the next follows in %.2f s: %s", attempt, pause_s, error)
+        yield pause_s
+        attempt += 1
+
+
+def _is_stale(outcome: object, timeouts: Timeouts) -> bool:
+    """Tells whether a connection that had been idle was cut: the server closed it meanwhile, which is nobody's fault."""
+    import httpx  # noqa: PLC0415 - takes longer to import than all the rest
+
+    is_cut = isinstance(outcome, httpx.ReadError | httpx.WriteError | httpx.RemoteProtocolError)
+    return is_cut and not timeouts.is_new_connection
+
+
+def _judge(outcome: Reply | Exception | None, request_id: str) -> tuple[LossevalError, str | None]:
+    """Returns the error an outcome amounts to, and Retry-After; None: trying again can't help."""
+    import httpx  # noqa: PLC0415
+
+    if isinstance(outcome, Reply):
+        error = APIStatusError.of(outcome.status_code, outcome.body, outcome.headers.get("x-request-id", request_id))
+        return error, outcome.headers.get("retry-after", "") if outcome.status_code in STATUSES else None
+    kind = APITimeoutError if isinstance(outcome, httpx.TimeoutException | TimeoutError) else APIConnectionError
+    return kind(f"{type(outcome).__name__}: {outcome}", request_id), ""
+
+
+def _read(call: Call[R], reply: Reply, request_id: str, attempts: int) -> R:
+    named = {name: reply.headers.get(name, "") for name in ("x-request-id", "x-service-version", "server-timing")}
+    meta = Meta(named["x-request-id"] or request_id, named["x-service-version"], named["server-timing"], attempts)
+    try:
+        return call.read(reply, meta)
+    except Exception as error:
+        raise APIResponseError(f"not the service's answer: {type(error).__name__}: {error}", request_id) from error

@@ -1,0 +1,143 @@
+"""What comes back: the outputs asked for, the sums that let parts be merged, warnings, and tables of samples."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+
+from .arrays import Array
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+T = TypeVar("T")
+_COLUMNS = {"predictions": "prediction", "losses": "loss"}
+_COLUMNS |= {name: name for name in ("nll", "margin", "entropy", "logsumexp", "gradient_norm")}
+
+
+class EvaluationWarning(NamedTuple):
+    """Something that was computed but deserves notice; `first`: up to ten flat indices into `losses`."""
+
+    code: str
+    detail: str
+    count: int
+    first: Sequence[int]
+
+
+class Meta(NamedTuple):
+    """About the answer, not in it; `attempts` are the requests it took, but for those on stale connections."""
+
+    request_id: str
+    service_version: str
+    server_timing: str
+    attempts: int
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Milliseconds the service spent, by stage: decode, queue, compute, encode."""
+        entries = (entry.strip().split(";dur=") for entry in self.server_timing.split(","))
+        return {entry[0]: float(entry[1]) for entry in entries if len(entry) > 1}
+
+
+class Output(Generic[T]):
+    """Reads an output, or says how to get it."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, result: "CrossEntropyResult", owner: type | None = None) -> T:
+        if self._name not in result.outputs:
+            raise AttributeError(f"{self._name} is not in this answer: ask for it in include (no loss with reduction none)")
+        value: T = result.outputs[self._name]
+        return value
+
+
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
+class CrossEntropyResult:
+    """The answer to a call, or the merged answers of several.
+
+    Arrays are float32, float64 for float64 logits; `gradients` have the dtype asked for, bfloat16 as float32, which
+    holds every bfloat16. An output that `include` did not name raises AttributeError.
+
+    Attributes:
+        outputs: What was asked for, by name.
+        loss_sum: Sum of the losses; the mean is loss_sum / normalizer, so that parts can be merged.
+        normalizer: What the mean divides by.
+        count: Rows not ignored.
+        ignored: Rows ignored.
+        warnings: What deserves notice.
+        meta: Request id, version of the service, where the time went.
+        labels: The class indices sent; of probabilities the likeliest, where `nll` was asked for.
+        ids: Those given with the call, one a sample; they never leave the client.
+        label_counts: With `summary`, how often each class is the label; of probabilities their sums.
+        ignore_index: The label of ignored rows; None with probability labels.
+    """
+
+    outputs: Mapping[str, Any]
+    loss_sum: float
+    normalizer: float
+    count: int
+    ignored: int
+    warnings: tuple[EvaluationWarning, ...]
+    meta: Meta
+    labels: Array | None = None
+    label_counts: Array | None = None
+    ids: Sequence[Any] | None = None
+    ignore_index: int | None = None
+
+    loss = Output[float]()
+    losses = Output[Array]()
+    gradients = Output[Array]()
+    nll = Output[Array]()
+    probabilities = Output[Array]()
+    logsumexp = Output[Array]()
+    entropy = Output[Array]()
+    margin = Output[Array]()
+    gradient_norm = Output[Array]()
+    predictions = Output[Array]()
+    summary = Output[dict[str, Any]]()
+
+    def __repr__(self) -> str:
+        loss, warnings = self.outputs.get("loss", self.loss_sum), [warning.code for warning in self.warnings]
+        return f"CrossEntropyResult({loss=}, count={self.count}, outputs={[*self.outputs]}, {warnings=})"
+
+    def with_ids(self, ids: Sequence[Any] | None) -> "CrossEntropyResult":
+        """Returns the same result with names for its samples. ValueError: too few or too many."""
+        if ids is not None and len(ids) != self.count + self.ignored:
+            raise ValueError(f"{len(ids)} ids for {self.count + self.ignored} samples")
+        return self if ids is None else dataclasses.replace(self, ids=ids)
+
+    def table(self) -> dict[str, Array]:
+        """Returns a column for each output of one number a sample, after `id` and `label`.
+
+        With `nll` there is also `self_confidence`, exp(−nll).
+        """
+        columns = {column: np.ravel(self.outputs[name]) for name, column in _COLUMNS.items() if name in self.outputs}
+        if "nll" in columns:
+            columns["self_confidence"] = np.exp(-columns["nll"])
+        if self.labels is not None:
+            columns = {"label": self.labels.ravel(), **columns}
+        ids = range(self.count + self.ignored) if self.ids is None else self.ids
+        return {"id": np.asarray(ids), **columns}
+
+    def kept(self) -> Array:
+        """Returns the flat indices of the samples that are not ignored."""
+        if self.labels is None or self.ignore_index is None:
+            return np.arange(self.count + self.ignored)
+        return np.flatnonzero(self.labels != self.ignore_index)
+
+    def top(self, k: int = 10) -> dict[str, Array]:
+        """Returns the rows of `table` with the largest `nll`, NaN first, with their flat `index`: what to look at.
+
+        For finding wrong labels the logits must come from a model that never saw them (out-of-sample predictions).
+        """
+        nll, kept = np.ravel(self.nll), self.kept()
+        order = kept[np.argsort(-np.nan_to_num(nll[kept], nan=np.inf, posinf=np.inf), kind="stable")[:k]]
+        return {"index": order, **{name: column[order] for name, column in self.table().items()}}
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Returns `table` as a data frame; needs pandas."""
+        import pandas as pd  # noqa: PLC0415 - not a dependency
+
+        return pd.DataFrame(self.table())
