@@ -16,8 +16,8 @@ from .results import CrossEntropyResult
 if TYPE_CHECKING:
     from .async_client import AsyncClient
 
-_ERRORS = ("APIConnectionError", "APIStatusError", "APITimeoutError", "LossevalError")
-__all__ = ["AsyncClient", "Client", "Comparison", "CrossEntropyResult", "compare", "errors", *_ERRORS]
+__all__ = ["APIConnectionError", "APIStatusError", "APITimeoutError", "AsyncClient", "Client", "Comparison"]
+__all__ += ["CrossEntropyResult", "LossevalError", "compare", "errors"]
 
 
 def __getattr__(name: str) -> object:
