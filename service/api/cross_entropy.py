@@ -10,6 +10,7 @@ from ..engine.admission import Admission, Wire
 from ..engine.evaluator import Evaluated, Evaluator, off_loop_if
 from ..errors import NotReady
 from ..loss.evaluation import answer_size
+from ..loss.options import LossOptions
 from ..telemetry.record import RequestRecord
 from ..wire import json_body, safetensors_body
 from .body import ClientGone, Interruption, abandoned_when_gone, read_body
@@ -17,7 +18,7 @@ from .health import Health
 from .middleware.observation import record_of
 from .negotiation import JSON, BodyLimits, Head
 from .query import move_grad_output, read_query, refuse_query
-from .schemas import SCALAR_FIELDS, Options, parse_options
+from .schemas import SCALAR_FIELDS, Encoding, parse_options
 
 PATH = "/v1/cross-entropy"
 JOINED_BYTES = 1 << 16
@@ -91,14 +92,13 @@ class CrossEntropy:
         self, body: Buffer, query_string: bytes, head: Head, record: RequestRecord, deadline: float
     ) -> Sequence[Buffer]:
         started = time.perf_counter()
-        arrays, options = _decode(body, query_string, head.wire)
-        loss_options = options.loss_options()
-        numbers = answer_size(arrays["logits"].shape, loss_options) if "logits" in arrays else 0
+        arrays, (options, encoding) = _decode(body, query_string, head.wire)
+        numbers = answer_size(arrays["logits"].shape, options) if "logits" in arrays else 0
         self._limits.check_answer(head.answer, numbers)
         decode_s = time.perf_counter() - started
-        evaluated = await self._evaluator.evaluate(arrays, loss_options, deadline=deadline)
+        evaluated = await self._evaluator.evaluate(arrays, options, deadline=deadline)
         computed = time.perf_counter()
-        parts = await off_loop_if(numbers, lambda: _encode(evaluated, head.answer, options))
+        parts = await off_loop_if(numbers, lambda: _encode(evaluated, head.answer, encoding))
         decode_s += evaluated.validate_s
         encode_s = evaluated.reduce_s + time.perf_counter() - computed
         _note(record, evaluated, decode_s, encode_s)
@@ -106,7 +106,7 @@ class CrossEntropy:
         return parts
 
 
-def _decode(body: Buffer, query_string: bytes, wire: Wire) -> tuple[dict[str, Array], Options]:
+def _decode(body: Buffer, query_string: bytes, wire: Wire) -> tuple[dict[str, Array], tuple[LossOptions, Encoding]]:
     if wire == "json":
         refuse_query(query_string)
         arrays, scalars = json_body.decode(body, SCALAR_FIELDS)
@@ -117,9 +117,9 @@ def _decode(body: Buffer, query_string: bytes, wire: Wire) -> tuple[dict[str, Ar
     return arrays, parse_options(scalars)
 
 
-def _encode(evaluated: Evaluated, media_type: str, options: Options) -> Sequence[Buffer]:
+def _encode(evaluated: Evaluated, media_type: str, encoding: Encoding) -> Sequence[Buffer]:
     if media_type == JSON:
-        return json_body.encode(_fields(evaluated), base64=options.encoding == "base64")
+        return json_body.encode(_fields(evaluated), base64=encoding == "base64")
     return safetensors_body.encode(_fields(evaluated))
 
 
@@ -135,7 +135,8 @@ def _note(record: RequestRecord, evaluated: Evaluated, decode_s: float, encode_s
     computed, evaluation = evaluated.computed, evaluated.evaluation
     record.rows, record.classes = evaluation.rows, evaluation.classes
     record.batch_requests, record.batch_rows = computed.batch_requests, computed.batch_rows
-    record.stages = {"decode": decode_s, "queue": computed.queue_s, "compute": computed.compute_s}
+    stages = {"decode": decode_s, "queue": computed.queue_s, "compute": computed.compute_s}
     if computed.transfer_s is not None:
-        record.stages["transfer"] = computed.transfer_s
-    record.stages["encode"] = encode_s
+        stages["transfer"] = computed.transfer_s
+    stages["encode"] = encode_s
+    record.stages_ms = {name: round(seconds * 1e3, 3) for name, seconds in stages.items()}
