@@ -219,6 +219,7 @@ def shape_vectors() -> Iterator[Fields]:
 def dtype_vectors() -> Iterator[Fields]:
     """Tensor objects in requests and answers. Base64 answers are chosen so that no rounding enters: equal strings."""
     logits, asked = np.array(TINY["logits"]), {"include": ["loss", "losses", "gradients", "logsumexp"]}
+    request: Fields
     for name in ("F32", "F16", "BF16"):
         request = {"logits": tensor_object(logits, name), "labels": [2, 1], **asked}
         yield accepted(f"logits-{name.lower()}", "The answer is float32.", request)

@@ -15,7 +15,7 @@ post() { # content type, data as curl takes it, query
 }
 
 text() { # field, JSON
-  printf '%s' "$2" | sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p"
+  printf '%s\n' "$2" | sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p"
 }
 
 case "${1-}" in
@@ -34,7 +34,7 @@ if [ -n "${failed-}" ]; then
   [ $# -eq 0 ] || printf '%s\n' "$answer"
   exit 1
 elif [ $# -eq 0 ]; then
-  printf '%s' "$answer" | sed -n 's/.*"loss":"\{0,1\}\([^",]*\).*/\1\n/p' # NaN and Infinity are strings
+  printf '%s\n' "$answer" | sed -n 's/.*"loss":"\{0,1\}\([^",]*\).*/\1/p' # NaN and Infinity are strings
 else
   printf '%s\n' "$answer"
 fi

@@ -41,6 +41,7 @@ from_json <- function(text) {
 # Posts JSON; returns the status and the body.
 post <- function(body) {
   parts <- regmatches(base_url, regexec("^http://([^:/]+):?([0-9]*)(.*)$", base_url))[[1]]
+  if (!length(parts)) stop("not an http:// address: ", base_url, call. = FALSE)
   port <- if (nzchar(parts[3])) as.integer(parts[3]) else 80L
   connection <- socketConnection(parts[2], port, open = "r+b", blocking = TRUE, timeout = timeout_s)
   on.exit(close(connection))
