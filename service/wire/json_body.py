@@ -83,17 +83,13 @@ def encode(values: Mapping[str, object], *, base64: bool) -> list[bytes]:
 
 def encode_value(value: object, *, base64: bool) -> bytes:
     """Writes numbers, strings, lists and mappings, and the arrays in them."""
-    return orjson.dumps(_encodable(value, base64=base64))
 
+    def encode_array(array: Array) -> object:
+        return encode_tensor(array) if base64 and array.ndim else orjson.Fragment(b"".join(_nested(array)))
 
-def _encodable(value: object, *, base64: bool) -> object:
-    if isinstance(value, np.ndarray):
-        return encode_tensor(value) if base64 and value.ndim else orjson.Fragment(b"".join(_nested(value)))
-    if isinstance(value, float):
-        return nonfinite.encode_number(value)
-    if isinstance(value, dict):
-        return {name: _encodable(item, base64=base64) for name, item in value.items()}
-    return value
+    text = orjson.dumps(value, default=encode_array)
+    # orjson writes non-finite numbers as null, which nothing else is.
+    return orjson.dumps(nonfinite.named(value), default=encode_array) if b"null" in text else text
 
 
 def _nested(array: Array) -> Iterator[bytes]:
