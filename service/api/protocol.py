@@ -64,6 +64,13 @@ class HttpProtocol(HttpToolsProtocol):
             self._are_headers_complete = True
             super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        """Hands a piece of the body on as it is: only one that comes before the last was taken is joined to it."""
+        if not self.cycle.body:
+            self.cycle.body = body  # type: ignore[assignment]  # bytes(…) of which is no copy
+            body = b""
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         """Ends the request, unless the parser only stopped at an offer to upgrade."""
         if not self.parser.should_upgrade():
