@@ -4,40 +4,16 @@ import asyncio
 import uuid
 
 import httptools
-from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from .. import __version__
 from ..errors import HeadersTooLarge, MalformedRequest, ServiceError
+from .gathering import GatheringTransport
 from .problems import MEDIA_TYPE, document, status_of
 
 MAX_HEADER_BYTES = 64 * 1024
 """Names, values and the URL of one request together; four times what nginx and node take."""
 _FRAMING = (b"content-length", b"transfer-encoding")
-
-
-class HeadWithBody:
-    """The transport of one answer: keeps its head until the body begins, so that both leave in one write.
-
-    ASGI leaves it to the server when the head is sent; for a small answer a second write costs as much as parsing the
-    request, on either side.
-    """
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._head = b""
-        self.close = transport.close
-        self.is_closing = transport.is_closing
-
-    def write(self, data: bytes) -> None:
-        """Writes, or keeps the head of an answer that is not an interim one."""
-        if self._head:
-            self._transport.writelines((self._head, data))
-            self._head = b""
-        elif data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 1"):
-            self._head = data
-        else:
-            self._transport.write(data)
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -46,6 +22,10 @@ class HttpProtocol(HttpToolsProtocol):
     _header_bytes = 0
     _are_headers_complete = False
     _is_resuming = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own is narrower
+        """Puts a gathering transport between the protocol and the socket."""
+        super().connection_made(GatheringTransport(transport, self.loop))  # type: ignore[arg-type]  # all that is used of one
 
     def data_received(self, data: bytes) -> None:
         """Parses what came; an offer to upgrade the protocol is ignored, as RFC 9110, section 7.8, allows."""
@@ -84,6 +64,13 @@ class HttpProtocol(HttpToolsProtocol):
             self._are_headers_complete = True
             super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        """Hands a piece of the body on as it is: only one that comes before the last was taken is joined to it."""
+        if not self.cycle.body:
+            self.cycle.body = body  # type: ignore[assignment]  # bytes(…) of which is no copy
+            body = b""
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         """Ends the request, unless the parser only stopped at an offer to upgrade."""
         if not self.parser.should_upgrade():
@@ -98,10 +85,6 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(HeadersTooLarge(f"The headers have more than {MAX_HEADER_BYTES} bytes."))
         else:
             self._refuse(MalformedRequest(msg))
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        cycle.transport = HeadWithBody(cycle.transport)  # type: ignore[assignment]  # all that a cycle uses of one
-        super()._start_asgi_task(cycle, app)
 
     def _decline_upgrade(self, rest: bytes) -> None:
         """Goes on with the body of a request at whose headers the parser stopped.
