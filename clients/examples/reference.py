@@ -136,6 +136,7 @@ def evaluate(request: Fields) -> Fields:
     nll = np.where(batch.counts, dot(batch.t, s), 0.0)
     others = np.where(np.arange(s.shape[1]) == batch.label[:, None], -math.inf, batch.u)
     margin = batch.u[rows, batch.label] - others.max(axis=1)
+    margin = np.where(np.isfinite(log_sum), margin, math.nan)  # a row without a softmax has none
     off = np.where(batch.t == 1, np.expm1(-s), q - batch.t)
     return {
         **weighted(batch, s, log_sum, given),
