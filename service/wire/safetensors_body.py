@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import orjson
 
 from ..dtypes import Array, Buffer, name_of
 from ..errors import MalformedTensors, MissingField, UnknownField
 from .json_body import ARRAY_FIELDS, encode_value
-from .json_errors import pointer, unique
+from .json_errors import pointer, refuse_duplicates
 from .tensor_object import check_size, dtype_of, shape_of
 
 MAX_HEADER_BYTES = 64 * 1024
@@ -71,23 +72,28 @@ def _header(body: memoryview) -> tuple[int, dict[str, _Entry]]:
         raise MalformedTensors(f"The first eight bytes announce {detail}.")
     text = bytes(body[_LENGTH_BYTES:start])
     try:
-        header = json.loads(text.decode(), object_pairs_hook=unique)
+        orjson.loads(text)  # strict: no NaN, no lone surrogates
+        pairs = json.loads(text, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError) as error:
         raise MalformedTensors(f"The header is not JSON: {error}.") from None
-    if not isinstance(header, dict) or text[:1] != b"{":
+    if not isinstance(pairs, _Pairs) or text[:1] != b"{":
         raise MalformedTensors("The header is not a JSON object that starts at its first byte.")
-    header.pop(_METADATA, None)
-    for name, entry in header.items():
-        _check_entry(name, entry)
-    return start, header
+    refuse_duplicates([name for name, _ in pairs], ())
+    return start, {name: _entry(name, value) for name, value in pairs if name != _METADATA}
 
 
-def _check_entry(name: str, entry: object) -> None:
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as it was written: names may stand twice."""
+
+
+def _entry(name: str, pairs: object) -> _Entry:
     if name not in ARRAY_FIELDS:
         detail = f"unknown tensor; known are {', '.join(sorted(ARRAY_FIELDS))}. Options go into the query"
         raise UnknownField.at(pointer((name[:64],)), detail)
-    if not isinstance(entry, dict):
+    if not isinstance(pairs, _Pairs):
         raise MalformedTensors.at(f"#/{name}", f"must be an object with {', '.join(_KEYS)}")
+    refuse_duplicates([key for key, _ in pairs], (name,))
+    entry = dict(pairs)
     for key in entry:
         if key not in _KEYS:
             raise UnknownField.at(pointer((name, key[:64])), f"a tensor has {', '.join(_KEYS)} and nothing else")
@@ -97,6 +103,7 @@ def _check_entry(name: str, entry: object) -> None:
     offsets = entry["data_offsets"]
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(offset) is int for offset in offsets):  # noqa: PLR2004 - start and stop
         raise MalformedTensors.at(f"#/{name}/data_offsets", "must be two integers")
+    return entry
 
 
 def _check_ranges(entries: Mapping[str, _Entry], size: int) -> None:
