@@ -5,8 +5,9 @@ and the data. The official loader lets duplicate names and a hundred thousand te
 checked before a byte of data is looked at.
 """
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from .tensor_object import check_size, dtype_of, shape_of
 
 MAX_HEADER_BYTES = 64 * 1024
 _LENGTH_BYTES = 8
+_PIECE_BYTES = 1 << 20
 _METADATA = "__metadata__"
 _KEYS = ("dtype", "shape", "data_offsets")
 _Entry = dict[str, Any]
@@ -38,10 +40,14 @@ def decode(body: Buffer) -> dict[str, Array]:
     return {name: _tensor(name, entry, buffer) for name, entry in entries.items()}
 
 
-def encode(values: Mapping[str, object]) -> list[Buffer]:
-    """Writes an answer as parts to be sent in order: numbers and arrays as tensors, everything else as metadata.
+def encode(values: Mapping[str, object]) -> tuple[int, Iterator[Buffer]]:
+    """Writes an answer: numbers and arrays as tensors, everything else as metadata.
 
     Larger elements come first, so that every tensor is aligned to its dtype.
+
+    Returns:
+        The number of bytes, and the parts to be sent in order: views of the arrays, or, where one is not contiguous,
+        copies of pieces of it, each made when its turn comes.
     """
     arrays: dict[str, Array] = {}
     metadata: dict[str, str] = {}
@@ -51,16 +57,25 @@ def encode(values: Mapping[str, object]) -> list[Buffer]:
         else:
             metadata[name] = encode_value(value, base64=False).decode()
     header: dict[str, object] = {_METADATA: metadata}
-    parts: list[Buffer] = []
+    ordered = sorted(arrays.items(), key=lambda item: -item[1].itemsize)
     stop = 0
-    for name, array in sorted(arrays.items(), key=lambda item: -item[1].itemsize):
+    for name, array in ordered:
         start, stop = stop, stop + array.nbytes
         header[name] = {"dtype": name_of(array), "shape": array.shape, "data_offsets": (start, stop)}
-        if array.size:
-            parts.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _LENGTH_BYTES)
-    return [len(text).to_bytes(_LENGTH_BYTES, "little") + text, *parts]
+    head = len(text).to_bytes(_LENGTH_BYTES, "little") + text
+    parts = itertools.chain([head], *(_contiguous(array) for _, array in ordered if array.size))
+    return len(head) + stop, parts
+
+
+def _contiguous(array: Array) -> Iterator[Buffer]:
+    if array.flags.c_contiguous or array.nbytes <= _PIECE_BYTES or array.ndim == 1:
+        yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        return
+    step = max(1, _PIECE_BYTES * len(array) // array.nbytes)
+    for start in range(0, len(array), step):
+        yield from _contiguous(array[start : start + step] if step > 1 else array[start])
 
 
 def _header(body: memoryview) -> tuple[int, dict[str, _Entry]]:
