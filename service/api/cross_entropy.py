@@ -1,7 +1,9 @@
 """`POST /v1/cross-entropy`: from an ASGI scope to an answer, in the order in which things can be refused."""
 
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from starlette.types import Receive, Scope, Send
 
@@ -20,6 +22,8 @@ from .negotiation import JSON, BodyLimits, Head
 from .query import move_grad_output, read_query, refuse_query
 from .schemas import SCALAR_FIELDS, Encoding, parse_options
 
+Payload = tuple[int, Iterator[Buffer]]
+"""The length of an answer, and its parts in order."""
 PATH = "/v1/cross-entropy"
 JOINED_BYTES = 1 << 16
 """Up to here one write is cheaper than a copy less."""
@@ -41,11 +45,10 @@ class CrossEntropy:
         head = Head.of(scope["headers"], timeout_s=self._limits.timeout_s)
         record.wire = head.wire
         try:
-            parts = await self._answer(scope, receive, head, record)
+            length, parts = await self._answer(scope, receive, head, record)
         except ClientGone:
             record.gone_in = "evaluation" if record.received_bytes else "body"
             return
-        length = sum(map(len, parts))
         headers = [
             (b"content-type", head.answer.encode()),
             (b"content-length", str(length).encode()),
@@ -53,12 +56,14 @@ class CrossEntropy:
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         if length <= JOINED_BYTES:
-            parts = [b"".join(parts)]
-        for part in parts[:-1]:
+            await send({"type": "http.response.body", "body": b"".join(parts)})
+            return
+        for part in parts:
             await send({"type": "http.response.body", "body": part, "more_body": True})
-        await send({"type": "http.response.body", "body": parts[-1]})
+            await asyncio.sleep(0)  # others have their turn while the next part is made
+        await send({"type": "http.response.body", "body": b""})
 
-    async def _answer(self, scope: Scope, receive: Receive, head: Head, record: RequestRecord) -> Sequence[Buffer]:
+    async def _answer(self, scope: Scope, receive: Receive, head: Head, record: RequestRecord) -> Payload:
         deadline = time.monotonic() + head.timeout_s
         limits, admission, wire = self._limits, self._admission, head.wire
         announced = limits.longest(wire) if head.content_length is None else head.content_length
@@ -82,44 +87,57 @@ class CrossEntropy:
                 work = admission.enter(wire, len(body))
                 try:
                     with abandoned_when_gone(receive, interruption):
-                        return await self._evaluate(body, scope["query_string"], head, record, deadline)
+                        request = _Request.of(body, scope["query_string"], wire)
+                        del body  # its memory is needed again, unless the arrays are views of it
+                        limits.check_answer(head.answer, request.numbers)
+                        return await self._evaluate(request, head, record, deadline)
                 finally:
                     admission.leave(work)
         finally:
             admission.release(reserved)
 
-    async def _evaluate(
-        self, body: Buffer, query_string: bytes, head: Head, record: RequestRecord, deadline: float
-    ) -> Sequence[Buffer]:
-        started = time.perf_counter()
-        arrays, (options, encoding) = _decode(body, query_string, head.wire)
-        numbers = answer_size(arrays["logits"].shape, options) if "logits" in arrays else 0
-        self._limits.check_answer(head.answer, numbers)
-        decode_s = time.perf_counter() - started
-        evaluated = await self._evaluator.evaluate(arrays, options, deadline=deadline)
+    async def _evaluate(self, request: "_Request", head: Head, record: RequestRecord, deadline: float) -> Payload:
+        evaluated = await self._evaluator.evaluate(request.arrays, request.options, deadline=deadline)
         computed = time.perf_counter()
-        parts = await off_loop_if(numbers, lambda: _encode(evaluated, head.answer, encoding))
-        decode_s += evaluated.validate_s
+        payload = await off_loop_if(request.numbers, lambda: _encode(evaluated, head.answer, request.encoding))
+        decode_s = request.decode_s + evaluated.validate_s
         encode_s = evaluated.reduce_s + time.perf_counter() - computed
         _note(record, evaluated, decode_s, encode_s)
-        self._admission.observe(head.wire, len(body), decode_s + evaluated.computed.compute_share_s + encode_s)
-        return parts
+        work_s = decode_s + evaluated.computed.compute_share_s + encode_s
+        self._admission.observe(head.wire, request.size, work_s)
+        return payload
 
 
-def _decode(body: Buffer, query_string: bytes, wire: Wire) -> tuple[dict[str, Array], tuple[LossOptions, Encoding]]:
-    if wire == "json":
-        refuse_query(query_string)
-        arrays, scalars = json_body.decode(body, SCALAR_FIELDS)
-    else:
-        scalars = read_query(query_string)
-        arrays = safetensors_body.decode(body)
-        move_grad_output(scalars, arrays)
-    return arrays, parse_options(scalars)
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A decoded body; `numbers` is how many the answer will hold."""
+
+    arrays: dict[str, Array]
+    options: LossOptions
+    encoding: Encoding
+    size: int
+    numbers: int
+    decode_s: float
+
+    @classmethod
+    def of(cls, body: Buffer, query_string: bytes, wire: Wire) -> "_Request":
+        started = time.perf_counter()
+        if wire == "json":
+            refuse_query(query_string)
+            arrays, scalars = json_body.decode(body, SCALAR_FIELDS)
+        else:
+            scalars = read_query(query_string)
+            arrays = safetensors_body.decode(body)
+            move_grad_output(scalars, arrays)
+        options, encoding = parse_options(scalars)
+        numbers = answer_size(arrays["logits"].shape, options) if "logits" in arrays else 0
+        return cls(arrays, options, encoding, len(body), numbers, time.perf_counter() - started)
 
 
-def _encode(evaluated: Evaluated, media_type: str, encoding: Encoding) -> Sequence[Buffer]:
+def _encode(evaluated: Evaluated, media_type: str, encoding: Encoding) -> Payload:
     if media_type == JSON:
-        return json_body.encode(_fields(evaluated), base64=encoding == "base64")
+        parts = json_body.encode(_fields(evaluated), base64=encoding == "base64")
+        return sum(map(len, parts)), iter(parts)
     return safetensors_body.encode(_fields(evaluated))
 
 

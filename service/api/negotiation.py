@@ -139,7 +139,7 @@ def _weight(ranges: Mapping[str, float], media_type: str) -> float:
 
 def _quality(text: str) -> float:
     try:
-        return float(text)
+        return min(1.0, max(0.0, float(text)))  # in this order, NaN is 0
     except ValueError:
         return 1.0
 

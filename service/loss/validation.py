@@ -154,7 +154,7 @@ def _check_indices(
     # negative label is a large one.
     as_unsigned = flat.astype(np.int64, copy=False).view(np.uint64)
     if int(np.maximum.reduce(as_unsigned)) < classes and not 0 <= ignore_index < classes:
-        return flat.astype(np.int64, copy=False), None
+        return flat.astype(np.int64), None  # a copy: a view would hold all that was sent with it
     ignored = flat == ignore_index
     bad = ~ignored & ((flat < 0) | (flat >= classes))
     if bad.any():

@@ -13,11 +13,13 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
+    Metric,
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
 )
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
 from .histogram import Histogram
 from .record import RequestRecord
@@ -32,13 +34,17 @@ _COUNTED_AT_ONCE = 1024
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
-class Metrics:
+class Metrics(Collector):
     """All metrics of one application; `engine` reports through the narrow protocols it defines itself."""
 
     def __init__(
         self, *, version: str, device: str, wires: Iterable[str], reasons: Iterable[str], closers: Iterable[str]
     ) -> None:
+        self._records: list[RequestRecord] = []
+        self._computed: list[tuple[int, int, int, str]] = []
+        self.in_flight = 0
         self.registry = registry = CollectorRegistry()
+        registry.register(self)  # first, so that everything is counted before it is read
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
 
@@ -80,9 +86,6 @@ class Metrics:
             self._stages.observe((), name)
         for one in (self._received, self._sent, self._batch_rows, self._batch_requests):
             one.observe(())
-        self.in_flight = 0
-        self._records: list[RequestRecord] = []
-        self._computed: list[tuple[int, int, int, str]] = []
 
     def watch(self, queue_requests: Callable[[], int], queue_seconds: Callable[[], float]) -> None:
         """Reads the queue whenever the metrics are scraped."""
@@ -93,16 +96,19 @@ class Metrics:
         """A request was answered, or its caller went."""
         self._records.append(record)
         if len(self._records) >= _COUNTED_AT_ONCE:
-            self._count()
+            self.collect()
 
     def batch(self, *, requests: int, rows: int, elements: int, closed_by: str) -> None:
         """A batch was computed."""
         self._computed.append((requests, rows, elements, closed_by))
 
-    def _count(self) -> None:
-        """Counts what was noted: many at once cost a tenth of one by one."""
-        self._count_requests()
-        self._count_batches()
+    def collect(self) -> Iterable[Metric]:
+        """Counts what was noted since: many at once cost a tenth of one by one."""
+        if self._records:
+            self._count_requests()
+        if self._computed:
+            self._count_batches()
+        return ()
 
     def _count_requests(self) -> None:
         records, self._records = self._records, []
@@ -123,14 +129,13 @@ class Metrics:
 
     def _count_batches(self) -> None:
         computed, self._computed = self._computed, []
-        if computed:
-            requests, rows, elements, closers = zip(*computed, strict=True)
-            self._batch_requests.observe(requests)
-            self._batch_rows.observe(rows)
-            self._rows.inc(sum(rows))
-            self._elements.inc(sum(elements))
-            for name, count in Counts(closers).items():
-                self._batches[name].inc(count)
+        requests, rows, elements, closers = zip(*computed, strict=True)
+        self._batch_requests.observe(requests)
+        self._batch_rows.observe(rows)
+        self._rows.inc(sum(rows))
+        self._elements.inc(sum(elements))
+        for name, count in Counts(closers).items():
+            self._batches[name].inc(count)
 
     def rejected(self, reason: str) -> None:
         """A request was refused for lack of capacity."""
@@ -138,7 +143,6 @@ class Metrics:
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """Returns the metrics as Prometheus text or OpenMetrics, and the media type."""
-        self._count()
         try:
             encoder, media_type = choose_encoder(accept)
         except (TypeError, ValueError):  # a version that is no number
