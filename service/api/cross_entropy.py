@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.types import Receive, Scope, Send
 
@@ -87,7 +88,11 @@ class CrossEntropy:
                 work = admission.enter(wire, len(body))
                 try:
                     with abandoned_when_gone(receive, interruption):
-                        request = _Request.of(body, scope["query_string"], wire)
+                        # JSON is parsed with the interpreter's lock held: a thread would not help.
+                        copied_bytes = len(body) if wire == "binary" else 0
+                        request = await off_loop_if(
+                            copied_bytes, partial(_Request.of, body, scope["query_string"], wire)
+                        )
                         del body  # its memory is needed again, unless the arrays are views of it
                         limits.check_answer(head.answer, request.numbers)
                         return await self._evaluate(request, head, record, deadline)

@@ -75,7 +75,7 @@ def _shaped(name: str, rows: Array, evaluation: Evaluation) -> Array:
         rows = np.where(evaluation.ignored, 0, rows)
     if name in PER_SAMPLE:
         rows = rows.astype(np.float64 if evaluation.logits.dtype == np.float64 else np.float32, copy=False)
-    return rows.reshape(evaluation.sample_shape)
+    return rows if len(evaluation.shape) == 2 else rows.reshape(evaluation.sample_shape)  # noqa: PLR2004 - (N, C)
 
 
 def _warnings(evaluation: Evaluation, rows: Mapping[str, Array], loss_sum: float) -> tuple[Warning_, ...]:

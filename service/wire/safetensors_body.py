@@ -70,7 +70,7 @@ def encode(values: Mapping[str, object]) -> tuple[int, Iterator[Buffer]]:
 
 
 def _contiguous(array: Array) -> Iterator[Buffer]:
-    if array.flags.c_contiguous or array.nbytes <= _PIECE_BYTES or array.ndim == 1:
+    if array.flags.c_contiguous or array.nbytes <= _PIECE_BYTES:
         yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         return
     step = max(1, _PIECE_BYTES * len(array) // array.nbytes)
