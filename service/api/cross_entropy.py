@@ -40,66 +40,58 @@ class CrossEntropy:
         self._health = health
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request, unless its caller goes."""
+        """Answers one request, unless its caller goes; what it reserved is held until the answer is on its way."""
         record = record_of(scope)
         record.route = PATH
         head = Head.of(scope["headers"], timeout_s=self._limits.timeout_s)
         record.wire = head.wire
+        deadline = time.monotonic() + head.timeout_s
+        reserved = self._admit(head)
         try:
-            length, parts = await self._answer(scope, receive, head, record)
+            payload = await self._answer(scope, receive, head, record, deadline)
+            await _send(send, payload, head.answer, record)
         except ClientGone:
             record.gone_in = "evaluation" if record.received_bytes else "body"
-            return
-        headers = [
-            (b"content-type", head.answer.encode()),
-            (b"content-length", str(length).encode()),
-            (b"server-timing", record.server_timing().encode()),
-        ]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        if length <= JOINED_BYTES:
-            await send({"type": "http.response.body", "body": b"".join(parts)})
-            return
-        for part in parts:
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-            await asyncio.sleep(0)  # others have their turn while the next part is made
-        await send({"type": "http.response.body", "body": b""})
+        finally:
+            self._admission.release(reserved)
 
-    async def _answer(self, scope: Scope, receive: Receive, head: Head, record: RequestRecord) -> Payload:
-        deadline = time.monotonic() + head.timeout_s
-        limits, admission, wire = self._limits, self._admission, head.wire
-        announced = limits.longest(wire) if head.content_length is None else head.content_length
-        limits.check(wire, announced)
+    def _admit(self, head: Head) -> int:
+        """Reserves the bytes the request can cost, from its headers alone."""
+        longest = self._limits.longest(head.wire)
+        announced = longest if head.content_length is None else head.content_length
+        self._limits.check(head.wire, announced)
         if not self._health.is_warm:
             raise NotReady("The service is warming up; /readyz tells when it is ready.")
-        admission.check_queue(wire, announced, remaining_s=head.timeout_s)
-        reserved = admission.reserve(wire, announced)
-        try:
-            with Interruption() as interruption:
-                body = await read_body(
-                    receive,
-                    interruption,
-                    lambda size: limits.check(wire, size),
-                    content_length=head.content_length,
-                    timeout_s=limits.timeout_s,
-                    caller_timeout_s=head.timeout_s,
-                )
-                record.received_bytes, record.holds_back_body = len(body), False
-                admission.check_queue(wire, len(body), remaining_s=deadline - time.monotonic())
-                work = admission.enter(wire, len(body))
-                try:
-                    with abandoned_when_gone(receive, interruption):
-                        # JSON is parsed with the interpreter's lock held: a thread would not help.
-                        copied_bytes = len(body) if wire == "binary" else 0
-                        request = await off_loop_if(
-                            copied_bytes, partial(_Request.of, body, scope["query_string"], wire)
-                        )
-                        del body  # its memory is needed again, unless the arrays are views of it
-                        limits.check_answer(head.answer, request.numbers)
-                        return await self._evaluate(request, head, record, deadline)
-                finally:
-                    admission.leave(work)
-        finally:
-            admission.release(reserved)
+        self._admission.check_queue(head.wire, announced, remaining_s=head.timeout_s)
+        return self._admission.reserve(head.wire, announced)
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, head: Head, record: RequestRecord, deadline: float
+    ) -> Payload:
+        limits, admission, wire = self._limits, self._admission, head.wire
+        with Interruption() as interruption:
+            body = await read_body(
+                receive,
+                interruption,
+                partial(limits.check, wire),
+                content_length=head.content_length,
+                timeout_s=limits.timeout_s,
+                caller_timeout_s=head.timeout_s,
+            )
+            record.received_bytes, record.holds_back_body = len(body), False
+            admission.check_queue(wire, len(body), remaining_s=deadline - time.monotonic())
+            work = admission.enter(wire, len(body))
+            try:
+                with abandoned_when_gone(receive, interruption):
+                    # JSON is parsed with the interpreter's lock held: a thread would not help.
+                    copied_bytes = len(body) if wire == "binary" else 0
+                    decode = partial(_Request.of, body, scope["query_string"], wire)
+                    request = await off_loop_if(copied_bytes, decode)
+                    del body, decode  # the memory is needed again, unless the arrays are views of it
+                    limits.check_answer(head.answer, request.numbers)
+                    return await self._evaluate(request, head, record, deadline)
+            finally:
+                admission.leave(work)
 
     async def _evaluate(self, request: "_Request", head: Head, record: RequestRecord, deadline: float) -> Payload:
         evaluated = await self._evaluator.evaluate(request.arrays, request.options, deadline=deadline)
@@ -137,6 +129,23 @@ class _Request:
         options, encoding = parse_options(scalars)
         numbers = answer_size(arrays["logits"].shape, options) if "logits" in arrays else 0
         return cls(arrays, options, encoding, len(body), numbers, time.perf_counter() - started)
+
+
+async def _send(send: Send, payload: Payload, media_type: str, record: RequestRecord) -> None:
+    length, parts = payload
+    headers = [
+        (b"content-type", media_type.encode()),
+        (b"content-length", str(length).encode()),
+        (b"server-timing", record.server_timing().encode()),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    if length <= JOINED_BYTES:
+        await send({"type": "http.response.body", "body": b"".join(parts)})
+        return
+    for part in parts:
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+        await asyncio.sleep(0)  # others have their turn while the next part is made
+    await send({"type": "http.response.body", "body": b""})  # waits until most of it has left
 
 
 def _encode(evaluated: Evaluated, media_type: str, encoding: Encoding) -> Payload:
