@@ -14,9 +14,10 @@ PACKAGE = Path(__file__).parent.parent
 IMPORT_MS = 150
 
 
-def run_python(code: str, *flags: str) -> str:
+def run_python(code: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE)}
-    command = [sys.executable, *flags, "-c", textwrap.dedent(code)]
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    command = [sys.executable, "-c", textwrap.dedent(code)]
     return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.strip()
 
 
