@@ -25,6 +25,7 @@ class HttpProtocol(HttpToolsProtocol):
     _header_bytes = 0
     _are_headers_complete = False
     _is_resuming = False
+    _is_reader_watched = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own is narrower
         """Puts a gathering transport between the protocol and the socket."""
@@ -84,17 +85,19 @@ class HttpProtocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """Begins to watch how fast the client reads."""
         super().pause_writing()
-        self._look_at_reader(math.inf)
+        if not self._is_reader_watched:
+            self._watch_reader(-math.inf)
 
-    def _look_at_reader(self, unread_before: float) -> None:
+    def _watch_reader(self, left_before: float) -> None:
         """Hangs up on a client that keeps an answer in our memory by not reading it."""
-        unread = self.transport.get_write_buffer_size()
-        if not self.flow.write_paused or self.transport.is_closing():
+        self._is_reader_watched = self.flow.write_paused and not self.transport.is_closing()
+        if not self._is_reader_watched:
             return
-        if unread_before - unread < READ_INTERVAL_S * MIN_BYTES_PER_S:
+        left: int = self.transport.left_bytes  # type: ignore[attr-defined]
+        if left - left_before < READ_INTERVAL_S * MIN_BYTES_PER_S:
             self.transport.abort()
         else:
-            self.loop.call_later(READ_INTERVAL_S, self._look_at_reader, unread)
+            self.loop.call_later(READ_INTERVAL_S, self._watch_reader, left)
 
     def send_400_response(self, msg: str) -> None:
         """Refuses what the parser can't go on with, and closes the connection."""

@@ -16,7 +16,8 @@ Wire = Literal["json", "binary"]
 Reason = Literal["bytes", "queue_time", "deadline"]
 BYTES_RESERVED: Mapping[Wire, int] = {"json": 20, "binary": 3}
 """Times Content-Length: what decoding can cost. A document of `0,0,0` takes 19 times its bytes in the parser; beside
-the logits, which stay where they arrived, gradients take as much again, or twice as much for 16-bit logits."""
+the logits, which stay where they arrived, gradients take as much again, or twice as much for 16-bit logits. What asks
+for more than that is seen when it is decoded, and reserves it then."""
 _PRIOR_SLOPE: Mapping[Wire, float] = {"json": 1e-8, "binary": 1e-9}
 """Seconds per byte: parsing, computing and writing a number of nine digits; computing and copying one of four bytes."""
 _LEARNING = 0.01
