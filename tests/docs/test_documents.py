@@ -29,7 +29,7 @@ from service.settings import PREFIX, Settings
 from tests.server import ROOT, Server
 
 README = ROOT / "README.md"
-DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "clients/python/README.md"]
 FOLDERS = [path for path in ROOT.iterdir() if path.is_dir() and (path.name == ".github" or path.name[0] != ".")]
 MARKDOWN = sorted({README, *ROOT.glob("*.md"), *(found for folder in FOLDERS for found in folder.rglob("*.md"))})
 
