@@ -16,17 +16,26 @@ if TYPE_CHECKING:
     from .errors import APIConnectionError, APIStatusError, APITimeoutError, LossevalError
     from .results import CrossEntropyResult
 
-_ERRORS = ("APIConnectionError", "APIStatusError", "APITimeoutError", "LossevalError")
-__all__ = ["AsyncClient", "Client", "Comparison", "CrossEntropyResult", "compare", "errors", *_ERRORS]
+__all__ = [
+    "APIConnectionError",
+    "APIStatusError",
+    "APITimeoutError",
+    "AsyncClient",
+    "Client",
+    "Comparison",
+    "CrossEntropyResult",
+    "LossevalError",
+    "compare",
+    "errors",
+]
 
-_MODULES = {"AsyncClient": "async_client", "Client": "client", "Comparison": "comparison", "compare": "comparison"}
-_MODULES |= {"CrossEntropyResult": "results", **dict.fromkeys(_ERRORS, "errors")}
+_MODULES = {"AsyncClient": "async_client", "Client": "client", "CrossEntropyResult": "results"}
+_MODULES |= dict.fromkeys(("Comparison", "compare"), "comparison")
 
 
 def __getattr__(name: str) -> object:
     """Imports what is named, and numpy with it, when it is first named: the command line's help needs neither."""
-    if name == "errors":
-        return importlib.import_module(".errors", __name__)
-    if name not in _MODULES:
+    if name not in __all__:
         raise AttributeError(f"module 'losseval' has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    module = importlib.import_module("." + _MODULES.get(name, "errors"), __name__)
+    return module if name == "errors" else getattr(module, name)

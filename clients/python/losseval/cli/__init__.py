@@ -1,16 +1,18 @@
 """The command line: `losseval evaluate`, `losseval compare`, `losseval info`."""
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
 from ..errors import APIConnectionError
 
-_UNREACHABLE = "Is the service running, and --url (LOSSEVAL_URL; else http://127.0.0.1:8000) its address? Or use --local."
+_STOPPED = 130
+_UNREACHABLE = "Is the service running there (--url, LOSSEVAL_URL; else http://127.0.0.1:8000)? --local needs none."
 
 
 class CommandError(Exception):
-    """Ends a command: 1 something is wrong, 2 with the command line; 3 a threshold failed; 4 no service can be reached."""
+    """Ends a command: 1 something is wrong, 2 with the command line, 3 a threshold failed, 4 there is no service."""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
@@ -21,11 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code; of what goes wrong it says a line or two, on standard error."""
     logging.getLogger("losseval").addHandler(logging.NullHandler())  # else retries are printed
     try:
-        from .app import app  # noqa: PLC0415 - typer is an extra
+        from .app import app
 
-        return int(app(arguments, prog_name="losseval", standalone_mode=False) or 0)
-    except KeyboardInterrupt:
-        return 130
+        code = int(app(arguments, prog_name="losseval", standalone_mode=False) or 0)
     except ModuleNotFoundError as error:
         extra = "plot" if error.name == "matplotlib" else "cli"
         return _fail(f"this needs {error.name}: pip install 'losseval[{extra}]'")
@@ -34,6 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - a traceback helps nobody who only runs a command
         message = getattr(error, "format_message", error.__str__)()
         return _fail(message or repr(error), getattr(error, "exit_code", 1))
+    if code == _STOPPED:  # at once: the end of the interpreter waits for requests under way
+        sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
 def _fail(message: str, code: int = 1) -> int:

@@ -1,5 +1,4 @@
 """The commands. What they need is imported when they run: `--help` is to be quick."""
-# ruff: noqa: PLC0415 - as said
 
 import contextlib
 import dataclasses
@@ -14,10 +13,19 @@ if TYPE_CHECKING:
     from ..client import Client
 
 _HINT = "name what to read with --logits, --labels, --ids, --sample-weight"
-_OPTIONS = ("ignore_index", "label_smoothing", "temperature", "z_loss", "class_axis", "input", "precision")
+_OPTIONS: tuple[str, ...] = (
+    "ignore_index",
+    "label_smoothing",
+    "temperature",
+    "z_loss",
+    "class_axis",
+    "input",
+    "precision",
+)
 _OPTIONS += ("grad_output", "gradient_dtype", "reduction")
 
 app = Typer(add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+Input = Literal["logits", "log_probabilities", "probabilities"]
 Json = Annotated[bool, Option("--json", help="Print one JSON document.")]
 Key = Annotated[str | None, Option(envvar="LOSSEVAL_API_KEY", help="Its key, if it wants one.")]
 Local = Annotated[bool, Option("--local", help="No server: the service runs in this process.")]
@@ -32,9 +40,7 @@ def _show_version(is_wanted: bool) -> None:  # noqa: FBT001 - typer's way
 
 
 @app.callback()
-def losseval(
-    *, version: Annotated[bool, Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False
-) -> None:
+def losseval(*, version: Annotated[bool, Option("--version", callback=_show_version, is_eager=True)] = False) -> None:
     """Evaluates cross-entropy of files with the losseval service.
 
     Exit codes: 0 done, 1 error, 2 usage, 3 a threshold failed, 4 the service can't be reached, 130 Ctrl-C.
@@ -45,7 +51,7 @@ def losseval(
 def evaluate(  # noqa: PLR0913 - the API's options
     files: Annotated[list[str], Argument(help=".npz, .npy, .safetensors, .parquet, .csv, .jsonl or - (JSON lines).")],
     *,
-    logits: Annotated[str | None, Option(help="Name of the logits, if not logits; a,b,c: a column for each class.")] = None,
+    logits: Annotated[str | None, Option(help="Name of the logits, if not logits; or a,b,c: their columns.")] = None,
     labels: Annotated[str | None, Option(help="Name of the labels, if not labels.")] = None,
     ids: Annotated[str | None, Option(help="Name of the ids, if not id; without them rows are numbered.")] = None,
     weight: Annotated[str | None, Option(help="Weights of the classes: 1,1,0.5, or an array's name.")] = None,
@@ -55,11 +61,11 @@ def evaluate(  # noqa: PLR0913 - the API's options
     temperature: Annotated[float | None, Option(help="Above 0; the loss is that of logits / temperature.")] = None,
     z_loss: Annotated[float | None, Option(help="Adds this times logsumexp² to each loss.")] = None,
     class_axis: Annotated[int, Option(help="-1: the classes come last.")] = 1,
-    input: Annotated[Literal["logits", "log_probabilities", "probabilities"], Option(help="What the logits are.")] = "logits",  # noqa: A002, E501 - the API's name
+    input: Annotated[Input, Option(help="What the logits are.")] = "logits",  # noqa: A002 - the API's name
     precision: Annotated[Literal["standard", "high"], Option(help="high: in float64 throughout.")] = "standard",
     reduction: Annotated[Literal["mean", "sum"], Option(help="Of the loss and the gradients.")] = "mean",
     grad_output: Annotated[float | None, Option(help="What the gradients are multiplied with.")] = None,
-    gradient_dtype: Annotated[Literal["F32", "F64", "F16"] | None, Option(help="By default F32, F64 for F64 logits.")] = None,
+    gradient_dtype: Annotated[Literal["F32", "F64", "F16"] | None, Option(help="F64 by default for F64 only.")] = None,
     top_k: Annotated[int, Option(min=0, help="Show as many samples, those with the largest nll.")] = 0,
     per_class: Annotated[bool, Option("--per-class", help="Show each class (of at most 1000).")] = False,
     out: Annotated[str | None, Option(help="Write a row a sample: .parquet, .csv, .jsonl or .npz.")] = None,
@@ -75,41 +81,38 @@ def evaluate(  # noqa: PLR0913 - the API's options
 ) -> None:
     """Evaluates the rows of files, of any size; several files follow one another, .npy files lie side by side.
 
-    Ignored samples are in no table. To find wrong labels among the worst samples, the logits must come from a model that
-    has never seen them.
+    Ignored samples are in no table. For finding wrong labels the logits must come from a model that never saw them.
     """
     asked = locals()
-    from . import CommandError, files as io, report
+    from . import CommandError, report
+    from . import files as io
     from .evaluation import evaluate_rows
 
-    for option, path in {"--out": out, "--gradients-out": gradients_out, "--plot-file": plot_file}.items():
-        io.check_ending(option, path)
-    sources, names = io.open_sources(files), {"logits": logits, "labels": labels, "id": ids}
-    names |= {"sample_weight": sample_weight} if sample_weight else {}
-    options = {name: asked[name] for name in _OPTIONS} | {"weight": weight and io.read_weight(sources[0], weight)}
-    per_sample = ["nll", "predictions", "margin"] if out or top_k else ["nll"] if plot or plot_file else []
+    io.check_ending("--out", out, ".parquet", ".csv", ".jsonl", ".npz")
+    io.check_ending("--gradients-out", gradients_out, ".safetensors")
+    io.check_ending("--plot-file", plot_file, ".png", ".svg")
+    names = {"logits": logits, "labels": labels, "id": ids} | (
+        {"sample_weight": sample_weight} if sample_weight else {}
+    )
+    sources = [(source, source.choose(names, _HINT)) for source in io.open_sources(files)]
+    options = {name: asked[name] for name in _OPTIONS} | {"weight": weight and io.read_weight(sources[0][0], weight)}
+    per_sample = ["nll", "predictions", "margin"] if out or top_k or plot or plot_file else []
     options["include"] = ["loss", "summary", *per_sample, *(["gradients"] if gradients_out else [])]
-    chosen = [(source, source.choose(names, _HINT)) for source in sources]
     with _connect(url, api_key, timeout, is_local=local) as client, report.progress_bar() as show:
         client.ready()  # in bulk a client is patient, with a server that isn't there too
         gradients = io.Gradients(gradients_out) if gradients_out else None
-        result, error = evaluate_rows(client, chosen, options, gradients=gradients, show=show)
-    worst = io.tabulate(result, top_k) if top_k else {}
+        result, error = evaluate_rows(client, sources, options, gradients=gradients, show=show)
+    table = io.tabulate(result) if per_sample else {}
     if gradients:
         gradients.close(result.normalizer or 1 if reduction == "mean" else 1)
     if out:
-        io.write_table(out, io.tabulate(result))
-    losses = result.nll.ravel()[result.kept()] if plot or plot_file else None
+        io.write_table(out, table)
     if plot_file:
-        report.draw_histogram(losses, plot_file)
-    if as_json:
-        document = {name: getattr(result, name) for name in ("loss", "loss_sum", "normalizer", "count", "ignored", "summary")}
-        warnings = [warning._asdict() for warning in result.warnings]
-        report.show_json({**document, "warnings": warnings, "top": worst, "is_complete": not error})
-    else:
-        report.show_result(result, worst, has_classes=per_class)
-        if plot:
-            report.show_histogram(losses)
+        report.draw_histogram(table["nll"], plot_file)
+    worst = io.tabulate(result, top_k) if top_k else {}
+    report.show_result(result, worst, has_classes=per_class, as_json=as_json, is_complete=not error)
+    if plot and not as_json:
+        report.show_histogram(table["nll"])
     if error:
         raise error
     if fail_above is not None and not result.loss <= fail_above:
@@ -121,10 +124,10 @@ def compare(
     a: Annotated[str, Argument(help="A result file, as `losseval evaluate --out` writes it.")],
     b: Annotated[str, Argument(help="Another.")],
     *,
-    fail_if_worse: Annotated[bool, Option("--fail-if-worse", help="Exit with 3 if B is worse: its interval is above 0.")] = False,
+    fail_if_worse: Annotated[bool, Option("--fail-if-worse", help="Exit with 3 if the interval is above 0.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Compares the losses of B with those of A: sample by sample if they are of the same samples, else mean with mean."""
+    """Compares B with A: sample by sample if both are of the same samples, else mean with mean."""
     from . import CommandError, report
     from .evaluation import compare_results, judge, read_result
 
@@ -135,15 +138,15 @@ def compare(
         report.show_json(numbers)
     else:
         regressions, (low, high) = numbers.pop("regressions"), numbers.pop("interval")
-        report.show_pairs({**numbers, "interval": f"{low:.6g} to {high:.6g}"})
-        if regressions:
-            report.show_table(regressions, "What grew most")
+        report.show_pairs({**numbers, "interval_low": low, "interval_high": high})
+        if verdict != "better" and regressions:
+            report.show_table(regressions, "Largest increases")
     if fail_if_worse and verdict == "worse":
         raise CommandError(f"{b} is worse than {a}", 3)
 
 
 @app.command()
-def info(
+def info(  # noqa: PLR0913 - as above
     *,
     wait: Annotated[float, Option(help="Seconds to wait until the service is ready.")] = 0,
     local: Local = False,
@@ -158,12 +161,12 @@ def info(
     with _connect(url, api_key, timeout, is_local=local) as client:
         _wait(client, wait)
         is_ready, start = client.ready(), time.perf_counter()
-        about = {"ready": is_ready, **client.info()}
-        about["round_trip_ms"] = (time.perf_counter() - start) * 1000
+        about = client.info() | {"round_trip_ms": (time.perf_counter() - start) * 1000, "ready": is_ready}
     if as_json:
         report.show_json(about)
     else:
-        report.show_pairs({name: value for name, value in about.items() if not isinstance(value, dict)} | about["limits"])
+        report.show_pairs({name: value for name, value in about.items() if not isinstance(value, dict | list)})
+        report.show_pairs(about["limits"])
     if not is_ready:
         raise CommandError("the service is not ready; --wait 30 waits for it", 4)
 

@@ -1,7 +1,6 @@
 """What the commands do: evaluate the rows of files, compare results."""
 
 import dataclasses
-import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,10 +16,12 @@ from ..results import CrossEntropyResult, Meta
 from . import CommandError
 from .files import Columns, Gradients, Source, open_sources
 
+Chosen = Sequence[tuple[Source, Columns]]
+
 
 def evaluate_rows(
     client: Client,
-    sources: Sequence[tuple[Source, Columns]],
+    sources: Chosen,
     options: Mapping[str, Any],
     *,
     gradients: Gradients | None,
@@ -32,14 +33,15 @@ def evaluate_rows(
     """
     sent: deque[tuple[Any, float | None]] = deque()
     parts: list[CrossEntropyResult] = []
-    loss_sum, normalizer, samples, error = 0.0, 0.0, 0, None
+    loss_sum, normalizer, samples = 0.0, 0.0, 0
+    error: BaseException | None = None
     requests = _request({**options, "reduction": "sum"}, sources, sent)
     try:
         for part in client.with_options(is_patient=True).evaluate_many(requests, max_in_flight=2):
-            outputs, (ids, share) = dict(part.outputs), sent.popleft()
+            outputs, (names, share) = dict(part.outputs), sent.popleft()
             if gradients:
                 gradients.add(outputs.pop("gradients"))
-            parts.append(dataclasses.replace(part.with_ids(ids), outputs=outputs))
+            parts.append(dataclasses.replace(part.with_ids(names), outputs=outputs))
             loss_sum, normalizer = loss_sum + part.loss_sum, normalizer + part.normalizer
             samples += part.count + part.ignored
             show(share, samples, loss_sum / normalizer if normalizer else math.nan)
@@ -47,11 +49,12 @@ def evaluate_rows(
         error = caught
     if not parts:
         raise error or CommandError("there are no rows")
-    ids = None if parts[0].ids is None else [*itertools.chain.from_iterable(part.ids for part in parts)]
+    named = [part.ids for part in parts if part.ids is not None]
+    ids: Any = np.concatenate(named) if len(named) == len(parts) else None
     return merge(parts, reduction=options["reduction"]).with_ids(ids), error
 
 
-def _request(options: Mapping[str, Any], sources: Sequence[tuple[Source, Columns]], sent: deque[Any]) -> Iterator[dict[str, Any]]:
+def _request(options: Mapping[str, Any], sources: Chosen, sent: deque[Any]) -> Iterator[dict[str, Any]]:
     for source, columns in sources:
         for rows, share in source.read(columns):
             if rows["logits"].ndim < 2:  # noqa: PLR2004 - rows and classes
@@ -70,7 +73,7 @@ def read_result(path: str) -> CrossEntropyResult:
     if np.unique(ids).size < ids.size:
         raise CommandError(f"{path}: an id occurs twice")
     outputs, sums = {"nll": whole["nll"]}, (math.nan, math.nan, ids.size, 0)
-    return CrossEntropyResult(outputs, *sums, (), Meta("", "", "", 0), labels=whole.get("label"), ids=ids)
+    return CrossEntropyResult(outputs, *sums, (), Meta("", "", "", 0), labels=whole.get("label"), ids=ids.tolist())
 
 
 def compare_results(a: CrossEntropyResult, b: CrossEntropyResult) -> tuple[Comparison, str]:
@@ -78,11 +81,11 @@ def compare_results(a: CrossEntropyResult, b: CrossEntropyResult) -> tuple[Compa
 
     Ids are often row numbers, which match in any two files: the labels tell whether they are of the same samples.
     """
-    ids, in_a, in_b = np.intersect1d(a.ids, b.ids, return_indices=True)
+    ids, in_a, in_b = np.intersect1d(np.asarray(a.ids), np.asarray(b.ids), return_indices=True)
     differing = 0 if a.labels is None or b.labels is None else np.count_nonzero(a.labels[in_a] != b.labels[in_b])
     if ids.size and not differing:
         return compare(a, b), f"{ids.size} ids are in both files"
-    apart = dataclasses.replace(b, ids=[f"{name}, another" for name in b.ids])
+    apart = dataclasses.replace(b, ids=[f"{name}, another" for name in b.ids or ()])
     why = f"the same ids, but {differing} of {ids.size} have other labels" if ids.size else "no id is in both files"
     return compare(a, apart), why
 

@@ -25,10 +25,8 @@ Columns = Mapping[str, Sequence[str]]
 """Which columns make up a role, e.g. `logits`; several become the last axis of one array."""
 Rows = Iterator[tuple[dict[str, Array], float | None]]
 """Some rows at a time, and the share of the file that has been read; None: its size isn't known."""
+SAMPLE = ("id", "label", "prediction", "nll", "self_confidence", "margin")
 _LISTED = 20
-COLUMNS = ("id", "label", "prediction", "nll", "self_confidence", "margin")
-_ENDINGS = {"--out": (".parquet", ".csv", ".jsonl", ".npz"), "--gradients-out": (".safetensors",)}
-_ENDINGS["--plot-file"] = (".png", ".svg")
 _HEADER_BYTES = 256
 """Reserved in a safetensors file for its header, which says how many rows there came to be."""
 
@@ -41,19 +39,22 @@ class Source(NamedTuple):
     read_columns: Callable[[Columns], Rows]
 
     def read(self, columns: Columns) -> Rows:
-        """Yields all rows, an array for each role."""
-        for arrays, share in self.read_columns(columns):
-            parts = {role: [arrays[name] for name in names] for role, names in columns.items()}
-            yield {role: np.stack(part, axis=1) if part[1:] else part[0] for role, part in parts.items()}, share
+        """Yields all rows, an array for each role. CommandError: the file is not what it seemed."""
+        try:
+            for arrays, share in self.read_columns(columns):
+                parts = {role: [arrays[name] for name in names] for role, names in columns.items()}
+                yield {role: np.stack(part, axis=1) if part[1:] else part[0] for role, part in parts.items()}, share
+        except ValueError as error:
+            raise CommandError(f"{self.path}: {error}") from None
 
     def choose(self, wanted: Mapping[str, str | None], hint: str) -> Columns:
-        """Returns the columns of each role: by the name given, else by its own. There need not be an `id` or `label`."""
+        """Returns the columns of each role: by the name given, else by its own. `id` and `label` may be missing."""
         chosen = {role: self._find(name or role) for role, name in wanted.items()}
         for role, name in wanted.items():
             if not chosen[role] and (name or role not in {"id", "label"}):
                 held = [f"{one} {kind}" for one, kind in self.holds.items()]
                 held[_LISTED:] = [f"{len(held) - _LISTED} more"] if len(held) > _LISTED else []
-                raise CommandError(f"{self.path} has no {name or role!r}; {hint}.\nIt holds {', '.join(held) or 'nothing'}.")
+                raise CommandError(f"{self.path} has no {name or role!r}; {hint}.\nIt holds {', '.join(held)}.")
         return {role: columns for role, columns in chosen.items() if columns}
 
     def _find(self, name: str) -> Sequence[str]:
@@ -66,27 +67,31 @@ class Source(NamedTuple):
 def open_sources(paths: Sequence[str]) -> list[Source]:
     """Opens files whose rows follow one another; .npy files lie beside each other, arrays named as the files are."""
     arrays = [path for path in paths if path.endswith(".npy")]
-    sources = [_open_arrays(arrays)] if arrays else []
-    for path in paths:
-        suffix = Path(path).suffix
-        if suffix in {".npz", ".safetensors"}:
-            sources.append(_open_arrays([path]))
-        elif suffix == ".parquet":
-            sources.append(_open_parquet(path))
-        elif suffix in {".csv", ".jsonl"} or path == "-":
-            sources.append(_open_text(path))
-        elif suffix != ".npy":
-            raise CommandError(f"{path}: only .npy, .npz, .safetensors, .parquet, .csv, .jsonl and - can be read", 2)
-    return sources
+    groups = [arrays] if arrays else []
+    return [_open(group) for group in (*groups, *([path] for path in paths if path not in arrays))]
 
 
 def read_weight(source: Source, text: str) -> Array:
     """Returns the numbers that the text is, else those in the source or the .npy file that it names."""
     with contextlib.suppress(ValueError):
         return np.array([float(number) for number in text.split(",")])
-    source, name = (_open_arrays([text]), Path(text).stem) if text.endswith(".npy") else (source, text)
+    source, name = (_open([text]), Path(text).stem) if text.endswith(".npy") else (source, text)
     columns = source.choose({"weight": name}, "--weight takes the name of an array, or numbers as in 1,1,0.5")
     return next(source.read(columns))[0]["weight"]
+
+
+def _open(paths: Sequence[str]) -> Source:
+    suffix = Path(paths[0]).suffix
+    try:
+        if suffix in {".npy", ".npz", ".safetensors"}:
+            return _open_arrays(paths)
+        if suffix == ".parquet":
+            return _open_parquet(paths[0])
+        if suffix in {".csv", ".jsonl"} or paths[0] == "-":
+            return _open_text(paths[0])
+    except (ValueError, KeyError, struct.error, zipfile.BadZipFile) as error:
+        raise CommandError(f"{', '.join(paths)}: not a {suffix} file as it should be: {error}") from None
+    raise CommandError(f"{paths[0]}: only .npy, .npz, .safetensors, .parquet, .csv, .jsonl and - can be read", 2)
 
 
 class _Stored(NamedTuple):
@@ -113,13 +118,15 @@ def _open_arrays(paths: Sequence[str]) -> Source:
 
 
 def _list_arrays(path: str) -> Iterator[tuple[str, _Stored]]:
-    opens = functools.partial(Path(path).open, "rb")
+    def opens() -> IO[bytes]:
+        return Path(path).open("rb")
+
     if path.endswith(".npy"):
-        yield Path(path).stem, _find_elements(path, opens)
+        yield Path(path).stem, _find_elements(opens)
     elif path.endswith(".npz"):
         archive = zipfile.ZipFile(path)
         for member in archive.namelist():
-            yield member.removesuffix(".npy"), _find_elements(member, functools.partial(archive.open, member))
+            yield member.removesuffix(".npy"), _find_elements(functools.partial(archive.open, member))
     else:
         with opens() as file:
             (length,) = struct.unpack("<Q", file.read(8))
@@ -130,13 +137,13 @@ def _list_arrays(path: str) -> Iterator[tuple[str, _Stored]]:
             yield name, _Stored(opens, 8 + length + start, entry["dtype"], shape, (stop - start) // max(1, *shape[:1]))
 
 
-def _find_elements(name: str, opens: Callable[[], IO[bytes]]) -> _Stored:
+def _find_elements(opens: Callable[[], IO[bytes]]) -> _Stored:
     with opens() as file:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, is_fortran, dtype = read(file)
         if dtype.hasobject or (is_fortran and len(shape) > 1):
-            raise CommandError(f"{name} holds objects or is in Fortran order; save np.ascontiguousarray of numbers")
+            raise ValueError("an array of objects or in Fortran order; save np.ascontiguousarray of numbers")
         return _Stored(opens, file.tell(), dtype, shape, dtype.itemsize * math.prod(shape[1:]))
 
 
@@ -145,7 +152,7 @@ def _read_arrays(stored: Mapping[str, _Stored], columns: Columns) -> Rows:
     chosen = {name: stored[name] for name in itertools.chain(*columns.values())}
     counts = {name: one.shape[0] if one.shape else 0 for name, one in chosen.items()}
     if len(set(counts.values())) > 1:
-        raise CommandError(f"the numbers of rows differ: {counts}")
+        raise ValueError(f"the numbers of rows differ: {counts}")
     total, step = max(counts.values()), CHUNK_BYTES // max(1, *(one.row_bytes for one in chosen.values())) or 1
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context(one.open()) for name, one in chosen.items()}
@@ -157,7 +164,7 @@ def _read_arrays(stored: Mapping[str, _Stored], columns: Columns) -> Rows:
 
 
 def _open_parquet(path: str) -> Source:
-    from pyarrow import parquet  # noqa: PLC0415 - slow, and an extra
+    from pyarrow import parquet
 
     file = parquet.ParquetFile(path)
     rows = file.metadata.num_rows
@@ -173,7 +180,7 @@ def _open_parquet(path: str) -> Source:
 
 
 def _open_text(path: str) -> Source:
-    file = sys.stdin.buffer if path == "-" else Path(path).open("rb")
+    file: IO[bytes] = sys.stdin.buffer if path == "-" else open(path, "rb")  # noqa: PTH123, SIM115 - read later
     size, header = os.fstat(file.fileno()).st_size, file.readline() if path.endswith(".csv") else b""
     first = file.readlines(CHUNK_BYTES)
 
@@ -181,24 +188,26 @@ def _open_text(path: str) -> Source:
         done, lines = 0, first
         while lines:
             table, done = _parse(header, lines, columns), done + sum(map(len, lines))
-            arrays = {name: _to_numpy(name, table[name].combine_chunks()) for name in itertools.chain(*columns.values())}
-            # Text counts as float32, as in the service's JSON.
-            narrow = [name for role in ("logits", "labels") for name in columns.get(role, ())]
-            is_float = {name for name in narrow if name in columns["logits"] or arrays[name].dtype.kind == "f"}
-            yield arrays | {name: arrays[name].astype(np.float32) for name in is_float}, done / size if size else None
+            arrays = {
+                name: _to_numpy(name, table[name].combine_chunks()) for name in itertools.chain(*columns.values())
+            }
+            for name in (*columns.get("logits", ()), *columns.get("labels", ())):
+                if name in columns["logits"] or arrays[name].dtype.kind == "f":
+                    arrays[name] = arrays[name].astype(np.float32)  # what nested numbers are for the service
+            yield arrays, done / size if size else None
             lines = file.readlines(CHUNK_BYTES)
 
     return Source(path, {field.name: str(field.type) for field in _parse(header, first, {}).schema}, read)
 
 
 def _parse(header: bytes, lines: Sequence[bytes], columns: Columns) -> Any:  # noqa: ANN401 - pyarrow has no types
-    import pyarrow as pa  # noqa: PLC0415
-    from pyarrow import csv, json  # noqa: PLC0415
+    import pyarrow as pa
+    from pyarrow import csv, json
 
     block = pa.py_buffer(b"".join([header, *lines]))
     if not header:
         return json.read_json(pa.BufferReader(block), json.ReadOptions(block_size=block.size + 1))
-    texts = dict.fromkeys(columns.get("id", ()), pa.string())
+    texts = dict.fromkeys(columns.get("id", ()), pa.string())  # else 007 is 7
     convert = csv.ConvertOptions(null_values=[""], column_types=texts)
     return csv.read_csv(pa.BufferReader(block), convert_options=convert)
 
@@ -209,64 +218,60 @@ def _to_numpy(name: str, column: Any) -> Array:  # noqa: ANN401
     while hasattr(column, "value_lengths") and not column.null_count:
         lengths = np.unique(column.value_lengths())
         if len(lengths) > 1:
-            raise CommandError(f"{name} has rows of {lengths[0]} to {lengths[-1]} items")
+            raise ValueError(f"{name} has rows of {lengths[0]} to {lengths[-1]} items")
         column = column.flatten()
         shape.append(int(lengths[0]))
     if column.null_count:
-        raise CommandError(f"{name} is missing in {column.null_count} places")
+        raise ValueError(f"{name} is missing in {column.null_count} places")
     array: Array = column.to_numpy(zero_copy_only=False).reshape(shape)
     return array
 
 
 def tabulate(result: CrossEntropyResult, top_k: int | None = None) -> dict[str, Array]:
     """Returns the samples that are not ignored, or the worst of them."""
-    if top_k:
-        worst = result.top(top_k)
-        return {name: worst[name] for name in COLUMNS}
-    table, kept = result.table(), result.kept()
-    return {name: table[name][kept] for name in COLUMNS}
+    table, kept = result.table(), result.top(top_k)["index"] if top_k else result.kept()
+    return {name: table[name][kept] for name in SAMPLE}
 
 
-def check_ending(option: str, path: str | None) -> None:
+def check_ending(option: str, path: str | None, *endings: str) -> None:
     """CommandError: this can't be written."""
-    if path and not path.endswith(_ENDINGS[option]):
-        raise CommandError(f"{option} {path}: must end in {' or '.join(_ENDINGS[option])}", 2)
+    if path and not path.endswith(endings):
+        raise CommandError(f"{option} {path}: must end in {' or '.join(endings)}", 2)
 
 
 def write_table(path: str, columns: Mapping[str, Array]) -> None:
     """Writes columns as the ending says."""
     if path.endswith(".npz"):
-        np.savez(path, **columns)
+        np.savez(path, allow_pickle=False, **columns)
     elif path.endswith(".jsonl"):
+        rows = zip(*map(to_plain, columns.values()), strict=True)
         with Path(path).open("w") as file:
-            for row in zip(*map(to_plain, columns.values()), strict=True):
-                file.write(json.dumps(dict(zip(columns, row, strict=True))) + "\n")
+            file.writelines(json.dumps(dict(zip(columns, row, strict=True)), default=str) + "\n" for row in rows)
     else:
-        import pyarrow as pa  # noqa: PLC0415 - slow, and an extra
-        from pyarrow import csv, parquet  # noqa: PLC0415
+        import pyarrow as pa
+        from pyarrow import csv, parquet
 
-        table = pa.table(dict(columns))
-        (csv.write_csv if path.endswith(".csv") else parquet.write_table)(table, path)
+        (csv.write_csv if path.endswith(".csv") else parquet.write_table)(pa.table(dict(columns)), path)
 
 
 class Gradients:
     """A .safetensors file that grows by rows."""
 
     def __init__(self, path: str) -> None:
-        self._path, self._file, self._rows = path, Path(path).open("wb"), 0
-        self._file.seek(_HEADER_BYTES)
+        self._path, self._file, self._rows = path, Path(path).open("wb"), 0  # noqa: SIM115 - `close` does
+        self._file.write(bytes(_HEADER_BYTES))
 
     def add(self, gradients: Array) -> None:
         """Adds rows."""
+        gradients.tofile(self._file)
         self._rows, self._like = self._rows + len(gradients), gradients[:0]
-        self._file.write(memoryview(gradients).cast("B"))
 
     def close(self, divisor: float) -> None:
         """Completes the file, all of it divided."""
         like, size = self._like, self._file.tell() - _HEADER_BYTES
         entry = {"dtype": f"F{8 * like.itemsize}", "shape": (self._rows, *like.shape[1:]), "data_offsets": (0, size)}
-        self._file.seek(0)
         header = json.dumps({"gradients": entry}).encode().ljust(_HEADER_BYTES - 8)
+        self._file.seek(0)
         self._file.write(struct.pack("<Q", _HEADER_BYTES - 8) + header)
         self._file.close()
         mapped = np.memmap(self._path, like.dtype, "r+", _HEADER_BYTES)

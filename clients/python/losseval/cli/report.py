@@ -5,7 +5,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from shutil import get_terminal_size
 from typing import Any
 
@@ -14,9 +14,8 @@ import numpy as np
 from ..arrays import Array
 from ..results import CrossEntropyResult
 
-
-_SUMMARY = ("mean_nll", "standard_error", "perplexity", "accuracy", "top5_accuracy", "expected_calibration_error")
-_SUMMARY += ("skill", "baseline_uniform", "baseline_prior", "label_entropy", "kl_divergence")
+_SUMMARY: tuple[str, ...] = ("mean_nll", "standard_error", "perplexity", "accuracy", "top5_accuracy", "skill")
+_SUMMARY += ("expected_calibration_error", "baseline_uniform", "baseline_prior", "label_entropy", "kl_divergence")
 
 
 def to_plain(value: Any) -> Any:  # noqa: ANN401 - whatever results hold
@@ -32,23 +31,33 @@ def to_plain(value: Any) -> Any:  # noqa: ANN401 - whatever results hold
     return value
 
 
-def show_result(result: CrossEntropyResult, worst: Mapping[str, Sequence[object]], *, has_classes: bool) -> None:
-    """Prints the numbers, the worst samples if there are any, and the classes if they are wanted and known."""
-    summary = result.summary
-    known = {name: summary[name] for name in _SUMMARY if name in summary}
-    show_table({"": ["loss", "samples", "ignored", *known], " ": [result.loss, result.count, result.ignored, *known.values()]})
-    if worst:
-        show_table(worst, "Largest nll")
-    if has_classes and "per_class" in summary:
-        count, nll_sum, correct = (summary["per_class"][name] for name in ("count", "nll_sum", "correct"))
-        with np.errstate(all="ignore"):
-            means = {"nll": nll_sum / count, "accuracy": correct / count}
-        show_table({"class": range(len(count)), "samples": count, **means}, "Classes")
-
-
 def show_json(document: Mapping[str, Any]) -> None:
     """Prints a JSON document."""
     print(json.dumps(to_plain(document), default=str, ensure_ascii=False))
+
+
+def show_result(
+    result: CrossEntropyResult, worst: Mapping[str, Array], *, has_classes: bool, as_json: bool, is_complete: bool
+) -> None:
+    """Prints the numbers, the worst samples, and the classes if they are wanted and known; warnings beside it."""
+    numbers = {name: getattr(result, name) for name in ("loss", "loss_sum", "normalizer", "count", "ignored")}
+    known = {name: result.summary[name] for name in _SUMMARY if name in result.summary}
+    for warning in result.warnings:
+        print(f"warning: {warning.detail}", file=sys.stderr)
+    if not is_complete:
+        print(f"stopped: this is of the first {result.count + result.ignored:,} samples", file=sys.stderr)
+    if as_json:
+        warnings = [warning._asdict() for warning in result.warnings]
+        rest = {"summary": result.summary, "warnings": warnings, "top": worst, "is_complete": is_complete}
+        show_json({**numbers, **rest})
+        return
+    show_pairs(numbers | known)
+    if worst:
+        show_table(worst, "Largest nll")
+    if has_classes and (classes := result.summary.get("per_class")):
+        with np.errstate(all="ignore"):
+            means = {"nll": classes["nll_sum"] / classes["count"], "accuracy": classes["correct"] / classes["count"]}
+        show_table({"class": range(len(means["nll"])), "samples": classes["count"], **means}, "Classes")
 
 
 def show_pairs(pairs: Mapping[str, object]) -> None:
@@ -56,28 +65,29 @@ def show_pairs(pairs: Mapping[str, object]) -> None:
     show_table({"": [*pairs], " ": [*pairs.values()]})
 
 
-def show_table(columns: Mapping[str, Sequence[object]], title: str = "") -> None:
+def show_table(columns: Mapping[str, Iterable[object]], title: str = "") -> None:
     """Prints columns of equal lengths, with a header if there is a title."""
-    rows = [[f"{cell:.6g}" if isinstance(cell, float | np.floating) else str(cell) for cell in row] for row in zip(*columns.values())]
+    is_float = (float, np.floating)
+    cells = [[f"{cell:.6g}" if isinstance(cell, is_float) else str(cell) for cell in one] for one in columns.values()]
+    rows = [*zip(*cells, strict=True)]
     if not sys.stdout.isatty():
-        lines = [["\n" + [*columns][0], *[*columns][1:]], *rows] if title else rows
-        print("\n".join("\t".join(line) for line in lines))
+        print("\n".join(["\n" + "\t".join(columns)] * bool(title) + ["\t".join(row) for row in rows]))
         return
-    from rich import box  # noqa: PLC0415 - slow
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
-    table = Table(*columns, title=title, title_justify="left", show_header=bool(title), box=box.SIMPLE if title else None)
-    for number, column in enumerate(table.columns):
-        column.justify, column.style = ("right", "") if number else ("left", "cyan")
+    table = Table(title=title, title_justify="left", show_header=bool(title), box=box.SIMPLE if title else None)
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number else "left", style="" if number else "cyan")
     for row in rows:
         table.add_row(*map(Text, row))
     Console().print(table)
 
 
 def count_losses(nll: Array) -> tuple[Array, Array]:
-    """Returns the edges of at most twenty logarithmic bins, and how many losses are in each; below 1e-6 counts as that."""
+    """Returns the edges of at most twenty logarithmic bins, and how many losses are in each; less than 1e-6 is that."""
     decades = np.log10(nll[np.isfinite(nll)].clip(1e-6))
     low, high = decades.min(initial=0), decades.max(initial=0)
     width = next(width for width in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1) if high - low <= 18 * width)
@@ -96,7 +106,7 @@ def show_histogram(nll: Array) -> None:
 
 def draw_histogram(nll: Array, path: str) -> None:
     """Writes a picture."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 - slow, and an extra
+    from matplotlib.figure import Figure
 
     edges, counts = count_losses(nll)
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
@@ -112,8 +122,8 @@ def progress_bar() -> Iterator[Callable[[float | None, int, float], None]]:
     if not sys.stderr.isatty():
         yield lambda *_: None
         return
-    from rich.console import Console  # noqa: PLC0415 - slow
-    from rich.progress import Progress  # noqa: PLC0415
+    from rich.console import Console
+    from rich.progress import Progress
 
     with Progress(console=Console(stderr=True)) as progress:
         task, start = progress.add_task("", total=None), time.monotonic()
