@@ -69,5 +69,5 @@ def _to_numpy(value: TensorLike) -> tuple[Array, bool]:
         value = value.get()  # CuPy moves nothing by itself
     has_only_dlpack = hasattr(value, "__dlpack__") and not hasattr(value, "__array__")
     array = np.from_dlpack(value) if has_only_dlpack else np.asarray(value)
-    is_bfloat16 = array.dtype.name == "bfloat16"  # ml_dtypes', which JAX brings along
+    is_bfloat16 = array.dtype.kind == "V" and array.dtype.name == "bfloat16"  # ml_dtypes', which JAX brings along
     return (array.view(np.uint16) if is_bfloat16 else array), is_bfloat16

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from . import operations
-from .base import BaseClient, http_options
+from .base import BaseClient, http_options, parse_url, reply_of
 from .bulk import CHUNK_BYTES, Evaluation, Progress, arguments_of
 from .exchange import Attempt, Call, R, Reply, exchange
 
@@ -110,17 +110,11 @@ class AsyncClient(BaseClient[httpx.AsyncClient]):
 
     @staticmethod
     async def _send(http: httpx.AsyncClient, attempt: Attempt) -> Reply | Exception:
-        method, url, headers, _, timeouts = attempt
-        content = attempt.content()
-        body = bytearray()
+        method, url, headers, parts, timeouts = attempt
+        content: Any = b"".join(parts) if attempt.is_small else _asynchronous(attempt.pieces())
+        body, extensions = bytearray(), {"timeout": timeouts}
         try:
-            request = http.build_request(
-                method,
-                url,
-                headers=headers,
-                content=content if isinstance(content, bytes) else _asynchronous(content),
-                extensions={"timeout": timeouts},
-            )
+            request = http.build_request(method, parse_url(url), headers=headers, content=content, extensions=extensions)
             response = await http.send(request, stream=True)
             try:
                 async for piece in response.aiter_bytes():
@@ -130,7 +124,7 @@ class AsyncClient(BaseClient[httpx.AsyncClient]):
                 await response.aclose()
         except (httpx.RequestError, TimeoutError) as error:
             return error
-        return Reply(response.status_code, response.headers, body)
+        return reply_of(response, body)
 
     @staticmethod
     def _open(transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar
 
 from . import __version__
 from .comparison import compare
-from .exchange import Config
+from .exchange import Config, Reply
 from .retry import RetryBudget
 
 if TYPE_CHECKING:
+    import httpx
     from typing_extensions import Self, Unpack
 
 Http = TypeVar("Http")
@@ -124,3 +125,17 @@ def http_options() -> dict[str, Any]:
     limits = httpx.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=_KEEPALIVE_S)
     headers = {"User-Agent": f"losseval-python/{__version__}", "Accept-Encoding": "identity"}
     return {"limits": limits, "headers": headers}
+
+
+@functools.lru_cache(maxsize=256)
+def parse_url(url: str) -> httpx.URL:
+    """Parses a URL, which costs more than a small evaluation's arrays."""
+    import httpx  # noqa: PLC0415
+
+    return httpx.URL(url)
+
+
+def reply_of(response: httpx.Response, body: bytearray) -> Reply:
+    """Returns what the core reads of a response; httpx's own headers cost a microsecond a look."""
+    headers = {name.lower().decode(): value.decode("latin-1") for name, value in response.headers.raw}
+    return Reply(response.status_code, headers, body)

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import mmap
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .arrays import Array, Tensor, TensorLike
+from .exchange import new_request_id
 from .merging import merge
 from .results import CrossEntropyResult
 
@@ -54,7 +54,7 @@ class Evaluation:
         self._rows = rows
         self._step = max(1, chunk_bytes // max(1, math.prod(rest) * self._arrays["logits"].dtype.itemsize))
         self._ids, self._reduction = given.pop("ids", None), given.pop("reduction", "mean")
-        self._request_id = given.pop("request_id", None) or uuid.uuid4().hex[:20]
+        self._request_id = given.pop("request_id", None) or new_request_id()
         self._common = {**given, "reduction": "none" if self._reduction == "none" else "sum"}
         self._out, self._progress = dict(out or {}), progress
         self._sent: deque[Any] = deque()

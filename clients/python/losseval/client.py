@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+import urllib.request
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from . import operations
-from .base import BaseClient, http_options
+from .base import BaseClient, http_options, parse_url, reply_of
 from .bulk import CHUNK_BYTES, Evaluation, Progress, arguments_of
 from .exchange import Attempt, Call, R, Reply, exchange
 
@@ -136,23 +137,31 @@ class Client(BaseClient["httpx.Client"]):
     def _send(http: httpx.Client, attempt: Attempt) -> Reply | Exception:
         import httpx  # noqa: PLC0415
 
-        method, url, headers, _, timeouts = attempt
-        body, extensions = bytearray(), {"timeout": timeouts}
+        method, url, headers, parts, timeouts = attempt
+        content: Any = b"".join(parts) if attempt.is_small else attempt.pieces()
+        extensions = {"timeout": timeouts, "parts": None if attempt.is_small else parts}
+        body = bytearray()
         try:
-            request = http.build_request(method, url, headers=headers, content=attempt.content(), extensions=extensions)
+            request = http.build_request(method, parse_url(url), headers=headers, content=content, extensions=extensions)
             response = http.send(request, stream=True)
             try:
                 for piece in response.iter_bytes():
                     timeouts.check()
-                    body += piece
+                    # The direct transport reads an answer whole.
+                    body = piece if isinstance(piece, bytearray) else body + piece
             finally:
                 response.close()
         except (httpx.RequestError, TimeoutError) as error:
             return error
-        return Reply(response.status_code, response.headers, body)
+        return reply_of(response, body)
 
     @staticmethod
     def _open(transport: httpx.BaseTransport | None) -> httpx.Client:
         import httpx  # noqa: PLC0415
 
-        return httpx.Client(transport=transport, **http_options())
+        from .transport import DirectTransport  # noqa: PLC0415 - imports httpx
+
+        options = http_options()
+        if transport is None and not urllib.request.getproxies():
+            transport = DirectTransport(options["limits"])
+        return httpx.Client(transport=transport, **options)

@@ -9,7 +9,6 @@ import logging
 import math
 import random
 import time
-import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Generic, Literal, NamedTuple, TypeVar
 
@@ -21,7 +20,7 @@ from .wire import Part
 R = TypeVar("R")
 _log = logging.getLogger("losseval")
 _CONNECT_S = 5.0
-_PIECE_BYTES = 1 << 18
+_PIECE_BYTES = 1 << 17
 """httpcore copies what the kernel doesn't take at once; of pieces this small it takes nearly everything."""
 
 
@@ -57,7 +56,7 @@ class Call(Generic[R]):
     path: str
     read: Callable[[Reply, Meta], R]
     accepts: tuple[int, ...] = (200,)
-    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    media_type: str = ""
     parts: tuple[Part, ...] = ()
     request_id: str | None = None
 
@@ -94,15 +93,22 @@ class Attempt(NamedTuple):
     parts: tuple[Part, ...]
     timeouts: Timeouts
 
-    def content(self) -> bytes | Iterator[Part]:
-        """Returns the body: in one piece if it is small, else as views."""
-        return b"".join(self.parts) if sum(map(len, self.parts)) <= _PIECE_BYTES else self._pieces()
+    @property
+    def is_small(self) -> bool:
+        """Whether the body is better sent in one piece."""
+        return sum(map(len, self.parts)) <= _PIECE_BYTES
 
-    def _pieces(self) -> Iterator[Part]:
+    def pieces(self) -> Iterator[Part]:
+        """Yields the body as small views."""
         for part in self.parts:
             for start in range(0, len(part), _PIECE_BYTES):
                 self.timeouts.check()
                 yield part[start : start + _PIECE_BYTES]
+
+
+def new_request_id() -> str:
+    """Returns 32 hexadecimal digits."""
+    return f"{random.getrandbits(128):032x}"
 
 
 def exchange(
@@ -119,15 +125,18 @@ def exchange(
     Raises:
         APIConnectionError, APIStatusError: What came of the last attempt.
     """
-    request_id = call.request_id or uuid.uuid4().hex
+    request_id = call.request_id or new_request_id()
+    always = {"X-Request-Id": request_id}
+    if call.parts:
+        always |= {"Content-Type": call.media_type, "Content-Length": str(sum(map(len, call.parts)))}
+    if config.api_key:
+        always["Authorization"] = f"Bearer {config.api_key}"
     deadline = clock() + config.timeout
     budget.deposit()
     attempt, may_be_stale = 1, True
     while True:
         timeouts = Timeouts(deadline, clock)
-        headers = {**call.headers, "X-Request-Id": request_id, "X-Request-Timeout": f"{timeouts['read']:.3f}"}
-        if config.api_key:
-            headers["Authorization"] = f"Bearer {config.api_key}"
+        headers = {**always, "X-Request-Timeout": f"{timeouts['read']:.3f}"}
         outcome = yield Attempt(call.method, config.base_url.rstrip("/") + call.path, headers, call.parts, timeouts)
         if isinstance(outcome, Reply) and outcome.status_code in call.accepts:
             return _read(call, outcome, request_id, attempt)

@@ -106,9 +106,8 @@ def cross_entropy(logits: TensorLike, labels: TensorLike, wire: str, options: Op
     else:
         parts = encode_safetensors(tensors)
         path += _query(scalars)
-    headers = {"Content-Type": media_type, "Accept": media_type, "Content-Length": str(sum(map(len, parts)))}
     read = functools.partial(_read_result, tensors=tensors, options=options)
-    return Call("POST", path, read, headers=headers, parts=parts, request_id=options.get("request_id"))
+    return Call("POST", path, read, media_type=media_type, parts=parts, request_id=options.get("request_id"))
 
 
 def _query(scalars: Mapping[str, Any]) -> str:

@@ -19,13 +19,13 @@ def encode_safetensors(tensors: Mapping[str, Tensor]) -> tuple[Part, ...]:
     """Writes a safetensors file as its parts, header first; the others are the arrays' own memory."""
     # The widest elements first: then all are aligned.
     ordered = sorted(tensors.items(), key=lambda item: -item[1].array.itemsize)
-    header, end = {}, 0
+    entries, end = [], 0
     for name, (dtype, array) in ordered:
         start, end = end, end + array.nbytes
-        header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": (start, end)}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return (struct.pack("<Q", len(text)) + text, *(tensor.content for _, tensor in ordered))
+        entries.append(f'"{name}":{{"dtype":"{dtype}","shape":{[*array.shape]},"data_offsets":[{start},{end}]}}')
+    header = f"{{{','.join(entries)}}}".encode()
+    header += b" " * (-len(header) % 8)
+    return (struct.pack("<Q", len(header)) + header, *(tensor.content for _, tensor in ordered))
 
 
 def encode_json(tensors: Mapping[str, Tensor], options: Mapping[str, object]) -> tuple[Part, ...]:
@@ -48,7 +48,7 @@ def decode(media_type: str, body: bytearray) -> dict[str, Any]:
     if media_type != SAFETENSORS:
         raise ValueError(f"it has the type {media_type!r}")
     (length,) = struct.unpack_from("<Q", body)
-    header = json.loads(body[8 : 8 + length])
+    header = json.loads(body[8 : 8 + length].decode())
     content = memoryview(body)[8 + length :]
     values = _decode_fields({name: json.loads(text) for name, text in header.pop("__metadata__", {}).items()})
     for name, entry in header.items():

@@ -1,0 +1,94 @@
+"""HTTP without TLS over the standard library: httpcore copies every piece of a body, which large ones feel."""
+
+import contextlib
+import http.client
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+
+import httpx
+
+_Idle = list[tuple[float, http.client.HTTPConnection]]
+_READ_BYTES = 1 << 20
+
+
+class DirectTransport(httpx.HTTPTransport):
+    """Sends views as they are and reads an answer into one bytearray. What is not http goes httpx's own way."""
+
+    def __init__(self, limits: httpx.Limits) -> None:
+        super().__init__(limits=limits)
+        self._keepalive_s = limits.keepalive_expiry or 0.0
+        self._idle: defaultdict[bytes, _Idle] = defaultdict(list)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Exchanges a request for its whole answer."""
+        if request.url.scheme != "http":
+            return super().handle_request(request)
+        idle = self._idle[request.url.netloc]
+        connection = _take(idle) or http.client.HTTPConnection(request.url.host, request.url.port)
+        try:
+            response, body = _exchange(connection, request, request.extensions["timeout"])
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            if isinstance(error, TimeoutError):
+                raise httpx.ReadTimeout(str(error), request=request) from error
+            _close(idle)  # what ended this connection may have ended those
+            raise httpx.ReadError(repr(error), request=request) from error
+        if response.will_close:
+            connection.close()
+        else:
+            idle.append((time.monotonic() + self._keepalive_s, connection))
+        return httpx.Response(response.status, headers=response.getheaders(), stream=httpx.ByteStream(body))
+
+    def close(self) -> None:
+        """Closes the idle connections."""
+        for idle in self._idle.values():
+            _close(idle)
+        super().close()
+
+
+def _take(idle: _Idle) -> http.client.HTTPConnection | None:
+    """Returns the connection used last, unless it has been idle for too long."""
+    with contextlib.suppress(IndexError):  # there is none, or another thread was faster
+        expiry, connection = idle.pop()
+        if time.monotonic() < expiry:
+            return connection
+        connection.close()
+    return None
+
+
+def _close(idle: _Idle) -> None:
+    with contextlib.suppress(IndexError):
+        while True:
+            idle.pop()[1].close()
+
+
+def _exchange(
+    connection: http.client.HTTPConnection, request: httpx.Request, timeouts: Mapping[str, float]
+) -> tuple[http.client.HTTPResponse, bytearray]:
+    if connection.sock is None:
+        connection.timeout = timeouts["connect"]
+        connection.connect()
+    sock = connection.sock
+    sock.settimeout(timeouts["write"])
+    connection.putrequest(request.method, request.url.raw_path.decode(), skip_host=True, skip_accept_encoding=True)
+    for name, value in request.headers.raw:
+        connection.putheader(name, value)
+    parts = request.extensions.get("parts") or ()
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # who hangs up may have answered before
+        connection.endheaders(None if parts else b"".join(request.stream))
+        for part in parts:
+            sock.settimeout(timeouts["write"])
+            sock.sendall(part)
+    sock.settimeout(timeouts["read"])
+    response = connection.getresponse()
+    if response.length is None:
+        return response, bytearray(response.read())
+    body, start = bytearray(response.length), 0
+    while start < len(body):
+        sock.settimeout(timeouts["read"])
+        count = response.readinto(memoryview(body)[start : start + _READ_BYTES])
+        if not count:
+            raise http.client.IncompleteRead(b"", len(body) - start)
+        start += count
+    return response, body
