@@ -139,8 +139,9 @@ def compare(
     else:
         regressions, (low, high) = numbers.pop("regressions"), numbers.pop("interval")
         report.show_pairs({**numbers, "interval_low": low, "interval_high": high})
-        if verdict != "better" and regressions:
-            report.show_table(regressions, "Largest increases")
+        if regressions:
+            is_larger = regressions["b"] > regressions["a"]
+            report.show_table({name: one[is_larger] for name, one in regressions.items()}, "Largest increases")
     if fail_if_worse and verdict == "worse":
         raise CommandError(f"{b} is worse than {a}", 3)
 

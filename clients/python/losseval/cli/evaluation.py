@@ -10,7 +10,7 @@ import numpy as np
 
 from ..client import Client
 from ..comparison import Comparison, compare
-from ..errors import LossevalError
+from ..errors import APIStatusError, LossevalError
 from ..merging import merge
 from ..results import CrossEntropyResult, Meta
 from . import CommandError
@@ -45,6 +45,9 @@ def evaluate_rows(
             loss_sum, normalizer = loss_sum + part.loss_sum, normalizer + part.normalizer
             samples += part.count + part.ignored
             show(share, samples, loss_sum / normalizer if normalizer else math.nan)
+    except APIStatusError as refusal:
+        first = next(iter(refusal.problem.get("errors", ())), {"pointer": "all", "detail": "see above"})
+        error = CommandError(f"{refusal}\n{first['pointer']}: {first['detail']} (counted from sample {samples})")
     except (LossevalError, KeyboardInterrupt) as caught:
         error = caught
     if not parts:

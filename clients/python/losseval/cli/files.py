@@ -180,32 +180,37 @@ def _open_parquet(path: str) -> Source:
 
 
 def _open_text(path: str) -> Source:
-    file: IO[bytes] = sys.stdin.buffer if path == "-" else open(path, "rb")  # noqa: PTH123, SIM115 - read later
-    size, header = os.fstat(file.fileno()).st_size, file.readline() if path.endswith(".csv") else b""
-    first = file.readlines(CHUNK_BYTES)
+    blocks = _read_blocks(path)
+    first = next(blocks)
 
     def read(columns: Columns) -> Rows:
-        done, lines = 0, first
-        while lines:
-            table, done = _parse(header, lines, columns), done + sum(map(len, lines))
-            arrays = {
-                name: _to_numpy(name, table[name].combine_chunks()) for name in itertools.chain(*columns.values())
-            }
-            for name in (*columns.get("logits", ()), *columns.get("labels", ())):
+        for header, lines, share in itertools.chain([first], blocks):
+            table, names = _parse(header, lines, columns), [*itertools.chain(*columns.values())]
+            arrays = {name: _to_numpy(name, table[name].combine_chunks()) for name in names if lines}
+            for name in arrays.keys() & {*columns.get("logits", ()), *columns.get("labels", ())}:
                 if name in columns["logits"] or arrays[name].dtype.kind == "f":
                     arrays[name] = arrays[name].astype(np.float32)  # what nested numbers are for the service
-            yield arrays, done / size if size else None
-            lines = file.readlines(CHUNK_BYTES)
+            if arrays:
+                yield arrays, share
 
-    return Source(path, {field.name: str(field.type) for field in _parse(header, first, {}).schema}, read)
+    return Source(path, {field.name: str(field.type) for field in _parse(*first[:2], {}).schema}, read)
 
 
-def _parse(header: bytes, lines: Sequence[bytes], columns: Columns) -> Any:  # noqa: ANN401 - pyarrow has no types
+def _read_blocks(path: str) -> Iterator[tuple[bytes | None, Sequence[bytes], float | None]]:
+    """Yields the header of .csv and lines, at least once, and the share that has been read."""
+    with contextlib.nullcontext(sys.stdin.buffer) if path == "-" else Path(path).open("rb") as file:
+        size, header = os.fstat(file.fileno()).st_size, file.readline() if path.endswith(".csv") else None
+        yield header, file.readlines(CHUNK_BYTES), file.tell() / size if size else None
+        while lines := file.readlines(CHUNK_BYTES):
+            yield header, lines, file.tell() / size if size else None
+
+
+def _parse(header: bytes | None, lines: Sequence[bytes], columns: Columns) -> Any:  # noqa: ANN401 - pyarrow has no types
     import pyarrow as pa
     from pyarrow import csv, json
 
-    block = pa.py_buffer(b"".join([header, *lines]))
-    if not header:
+    block = pa.py_buffer(b"".join([header or b"", *lines]))
+    if header is None:
         return json.read_json(pa.BufferReader(block), json.ReadOptions(block_size=block.size + 1))
     texts = dict.fromkeys(columns.get("id", ()), pa.string())  # else 007 is 7
     convert = csv.ConvertOptions(null_values=[""], column_types=texts)
