@@ -57,11 +57,12 @@ clean: ## remove the virtual environment and everything generated
 	rm -rf .venv .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml clients/python/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed (PYTHON=…)")'
 	@echo "setting up .venv: some minutes, mostly for torch (CUDA build: gigabytes; see TORCH_INDEX_URL in the README) …"
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	@$(if $(TORCH_INDEX_URL),$(BIN)/pip install $(PIP_FLAGS) --no-deps --index-url $(TORCH_INDEX_URL) '$(TORCH)')
 	@$(BIN)/pip install $(PIP_FLAGS) --constraint constraints.txt hatchling
-	@$(BIN)/pip install $(PIP_FLAGS) --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@$(BIN)/pip install $(PIP_FLAGS) --constraint constraints.txt --no-build-isolation --editable '.[dev]' \
+	  --editable clients/python
 	@touch $@

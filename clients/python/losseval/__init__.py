@@ -16,18 +16,8 @@ if TYPE_CHECKING:
     from .errors import APIConnectionError, APIStatusError, APITimeoutError, LossevalError
     from .results import CrossEntropyResult
 
-__all__ = [
-    "APIConnectionError",
-    "APIStatusError",
-    "APITimeoutError",
-    "AsyncClient",
-    "Client",
-    "Comparison",
-    "CrossEntropyResult",
-    "LossevalError",
-    "compare",
-    "errors",
-]
+__all__ = ["APIConnectionError", "APIStatusError", "APITimeoutError", "AsyncClient", "Client", "Comparison"]
+__all__ += ["CrossEntropyResult", "LossevalError", "compare", "errors"]
 
 _MODULES = {"AsyncClient": "async_client", "Client": "client", "CrossEntropyResult": "results"}
 _MODULES |= dict.fromkeys(("Comparison", "compare"), "comparison")

@@ -25,17 +25,17 @@ class Tensor(NamedTuple):
     @property
     def content(self) -> memoryview:
         """The bytes; a view."""
-        return memoryview(self.array.reshape(-1).view(np.uint8))
+        return self.array.reshape(-1).view(np.uint8).data
 
     def widen(self) -> Array:
         """Returns the array; for bfloat16, which numpy lacks, a copy as float32, which holds every bfloat16."""
         return (self.array.astype("<u4") << 16).view("<f4") if self.dtype == "BF16" else self.array
 
     @classmethod
-    def read(cls, content: memoryview, dtype: str, shape: Sequence[int]) -> "Tensor":
-        """Lays a tensor over bytes; a copy only where they aren't aligned. ValueError: they don't fit."""
+    def read(cls, content: memoryview, dtype: str, shape: Sequence[int]) -> Array:
+        """Returns an array over bytes; a copy if they aren't aligned, and of bfloat16. ValueError: they don't fit."""
         array = np.frombuffer(content, "<u2" if dtype == "BF16" else _NUMPY[dtype]).reshape(shape)
-        return cls(dtype, array if array.flags.aligned else array.copy())
+        return cls(dtype, array if array.flags.aligned else array.copy()).widen()
 
     @classmethod
     def of(cls, name: str, value: TensorLike) -> "Tensor":

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from . import operations
-from .base import BaseClient, http_options, parse_url, reply_of
-from .bulk import CHUNK_BYTES, Evaluation, Progress, arguments_of
+from .bulk import Batch, BulkOptions, Evaluation, arguments_of
+from .client import BaseClient, http_options
 from .exchange import Attempt, Call, R, Reply, exchange
+from .wire import Part
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-
     from typing_extensions import Self, Unpack
 
-    from .arrays import Array, TensorLike
-    from .bulk import Batch
+    from .arrays import TensorLike
     from .operations import Options
     from .results import CrossEntropyResult
-    from .wire import Part
 
 
 class AsyncClient(BaseClient[httpx.AsyncClient]):
-    """`Client` for asyncio, method by method; close it with `aclose`, or use it in an `async with` block."""
+    """`Client` for asyncio, method for method. Close it with `aclose`, or use it in an ``async with`` block."""
 
     _sleep = staticmethod(asyncio.sleep)
 
@@ -35,7 +33,7 @@ class AsyncClient(BaseClient[httpx.AsyncClient]):
     ) -> CrossEntropyResult:
         """Evaluates a batch; see `Client.cross_entropy`."""
         call = operations.cross_entropy(logits, labels, self._config.wire, options)
-        return (await self._run(call, options.get("timeout"))).with_ids(options.get("ids"))
+        return (await self._run(call)).with_ids(options.get("ids"))
 
     async def evaluate_many(
         self, batches: Iterable[Batch], *, max_in_flight: int = 4, **options: Unpack[Options]
@@ -55,19 +53,10 @@ class AsyncClient(BaseClient[httpx.AsyncClient]):
             await asyncio.gather(*pending, return_exceptions=True)
 
     async def evaluate_arrays(
-        self,
-        logits: TensorLike,
-        labels: TensorLike,
-        *,
-        chunk_bytes: int = CHUNK_BYTES,
-        max_in_flight: int = 2,
-        out: Mapping[str, Array] | None = None,
-        progress: Callable[[Progress], None] | None = None,
-        **options: Unpack[Options],
+        self, logits: TensorLike, labels: TensorLike, *, max_in_flight: int = 2, **options: Unpack[BulkOptions]
     ) -> CrossEntropyResult:
         """Evaluates arrays of any size in requests of some rows; see `Client.evaluate_arrays`."""
-        arguments = {**options, "logits": logits, "labels": labels}
-        whole = Evaluation(arguments, chunk_bytes=chunk_bytes, out=out, progress=progress)
+        whole = Evaluation(logits, labels, options)
         patient = self.with_options(is_patient=True)
         async for part in patient.evaluate_many(whole.parts(), max_in_flight=max_in_flight):
             whole.add(part)
@@ -82,8 +71,8 @@ class AsyncClient(BaseClient[httpx.AsyncClient]):
         return await self._run(operations.READY)
 
     async def aclose(self) -> None:
-        """Closes the connections."""
-        for http in self._pool.close():
+        """Closes the connections; see `Client.close`."""
+        for http in self._opened():
             await http.aclose()
 
     async def __aenter__(self) -> Self:
@@ -92,12 +81,11 @@ class AsyncClient(BaseClient[httpx.AsyncClient]):
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _run(self, call: Call[R], timeout: float | None = None) -> R:
-        http, budget = self._pool.get()
-        config = self._config if timeout is None else self.with_options(timeout=timeout)._config
-        steps = exchange(call, config, budget)
-        step = next(steps)
+    async def _run(self, call: Call[R]) -> R:
+        http, budget = self._open()
+        steps = exchange(call, self._config, budget)
         try:
+            step = next(steps)
             while True:
                 if isinstance(step, Attempt):
                     step = steps.send(await self._send(http, step))
@@ -114,7 +102,7 @@ class AsyncClient(BaseClient[httpx.AsyncClient]):
         content: Any = b"".join(parts) if attempt.is_small else _asynchronous(attempt.pieces())
         body, extensions = bytearray(), {"timeout": timeouts}
         try:
-            request = http.build_request(method, parse_url(url), headers=headers, content=content, extensions=extensions)
+            request = http.build_request(method, url, headers=headers, content=content, extensions=extensions)
             response = await http.send(request, stream=True)
             try:
                 async for piece in response.aiter_bytes():
@@ -124,11 +112,10 @@ class AsyncClient(BaseClient[httpx.AsyncClient]):
                 await response.aclose()
         except (httpx.RequestError, TimeoutError) as error:
             return error
-        return reply_of(response, body)
+        return Reply(response.status_code, response.headers, body)
 
-    @staticmethod
-    def _open(transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
-        return httpx.AsyncClient(transport=transport, **http_options())
+    def _make_http(self, transport: Any) -> httpx.AsyncClient:  # noqa: ANN401
+        return httpx.AsyncClient(**http_options(transport))
 
 
 async def _asynchronous(pieces: Iterator[Part]) -> AsyncIterator[Part]:

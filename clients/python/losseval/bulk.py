@@ -12,10 +12,10 @@ import numpy as np
 from .arrays import Array, Tensor, TensorLike
 from .exchange import new_request_id
 from .merging import merge
+from .operations import Options
 from .results import CrossEntropyResult
 
 Batch = tuple[TensorLike, TensorLike] | Mapping[str, Any]
-CHUNK_BYTES = 8 << 20
 _SLICED = ("logits", "labels", "sample_weight", "grad_output")
 
 
@@ -27,6 +27,20 @@ class Progress(NamedTuple):
     mean: float
 
 
+class BulkOptions(Options, total=False):
+    """Options of an evaluation, and how it is cut.
+
+    Attributes:
+        chunk_bytes: About how many bytes of logits a request has; by default 8 MiB.
+        out: Arrays to write outputs to, by name, e.g. a memory-mapped file for `gradients`.
+        progress: Called after each answer.
+    """
+
+    chunk_bytes: int
+    out: Mapping[str, Array] | None
+    progress: Callable[[Progress], object] | None
+
+
 def arguments_of(batch: Batch) -> Mapping[str, Any]:
     """Returns a batch as arguments of `cross_entropy`."""
     return batch if isinstance(batch, Mapping) else {"logits": batch[0], "labels": batch[1]}
@@ -35,28 +49,23 @@ def arguments_of(batch: Batch) -> Mapping[str, Any]:
 class Evaluation:
     """One evaluation of arrays: `parts` are to be evaluated, and their answers given to `add` in the same order.
 
-    A part's memory is in use until its answer is added.
+    Raises:
+        ValueError: Logits of one axis can't be cut.
     """
 
-    def __init__(
-        self,
-        arguments: Mapping[str, Any],
-        *,
-        chunk_bytes: int,
-        out: Mapping[str, Array] | None,
-        progress: Callable[[Progress], None] | None,
-    ) -> None:
-        given = {name: value for name, value in arguments.items() if value is not None}
+    def __init__(self, logits: TensorLike, labels: TensorLike, options: BulkOptions) -> None:
+        given: dict[str, Any] = {"logits": logits, "labels": labels}
+        given |= {name: value for name, value in options.items() if value is not None}
         self._arrays = {name: _sliceable(name, given.pop(name)) for name in _SLICED if name in given}
-        rows, *rest = self._arrays["logits"].shape
+        self._rows, *rest = self._arrays["logits"].shape
         if not rest:
-            raise ValueError("there are no rows to split: the logits have one axis only")
-        self._rows = rows
-        self._step = max(1, chunk_bytes // max(1, math.prod(rest) * self._arrays["logits"].dtype.itemsize))
-        self._ids, self._reduction = given.pop("ids", None), given.pop("reduction", "mean")
+            raise ValueError("the logits have one axis only, and no rows to cut")
+        row_bytes = math.prod(rest) * self._arrays["logits"].dtype.itemsize
+        self._step = max(1, given.pop("chunk_bytes", 8 << 20) // max(1, row_bytes))
+        self._out, self._progress, self._ids = given.pop("out", {}), given.pop("progress", None), given.pop("ids", None)
+        self._reduction = given.pop("reduction", "mean")
         self._request_id = given.pop("request_id", None) or new_request_id()
         self._common = {**given, "reduction": "none" if self._reduction == "none" else "sum"}
-        self._out, self._progress = dict(out or {}), progress
         self._sent: deque[Any] = deque()
         self._answers: list[CrossEntropyResult] = []
         self._done, self._loss_sum, self._normalizer = 0, 0.0, 0.0
@@ -86,7 +95,7 @@ class Evaluation:
 
     def result(self) -> CrossEntropyResult:
         """Returns the answer of the whole."""
-        return dataclasses.replace(merge(self._answers, reduction=self._reduction, out=self._out), ids=self._ids)
+        return merge(self._answers, reduction=self._reduction, out=self._out).with_ids(self._ids)
 
 
 def _sliceable(name: str, value: TensorLike) -> Any:  # noqa: ANN401 - an array of any library
@@ -95,7 +104,7 @@ def _sliceable(name: str, value: TensorLike) -> Any:  # noqa: ANN401 - an array 
 
 
 def _forget(part: object) -> None:
-    """Gives the pages of a read-only mapped file back to the system, which would count them as this process's memory."""
+    """Gives the pages of a read-only mapped file back: the system would count them as this process's memory."""
     file = part
     while isinstance(file, np.ndarray):
         file = file.base

@@ -1,31 +1,122 @@
-"""The synchronous client: the core, and httpx's synchronous I/O."""
+"""The synchronous client, and what the asynchronous one shares with it."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import os
 import time
 import urllib.request
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from . import operations
-from .base import BaseClient, http_options, parse_url, reply_of
-from .bulk import CHUNK_BYTES, Evaluation, Progress, arguments_of
-from .exchange import Attempt, Call, R, Reply, exchange
+from . import __version__, operations
+from .bulk import Batch, BulkOptions, Evaluation, arguments_of
+from .comparison import compare
+from .exchange import Attempt, Call, Config, R, Reply, RetryBudget, exchange
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-
     import httpx
     from typing_extensions import Self, Unpack
 
-    from .arrays import Array, TensorLike
-    from .bulk import Batch
+    from .arrays import TensorLike
     from .operations import Options
     from .results import CrossEntropyResult
 
+Http = TypeVar("Http")
+_KEEPALIVE_S = 71.0
+"""Four seconds less than the service keeps an idle connection, so that it isn't the one to close first."""
+
+
+class BaseClient(Generic[Http]):
+    """A client of the service; connects when it is first used.
+
+    Args:
+        base_url: By default LOSSEVAL_URL, else http://127.0.0.1:8000.
+        api_key: By default LOSSEVAL_API_KEY, else none.
+        timeout: Seconds a call may take, retries included; the service is told how many are left.
+        max_attempts: Requests a call may take if connections fail or the answer is 429, 502, 503 or 504.
+        wire: `json` for reading along; the numbers are the same.
+        http_client: An httpx client of your own; it is not closed, and can't be forked or pickled.
+        transport: An httpx transport of your own, or a function that makes one in every process anew.
+    """
+
+    compare = staticmethod(compare)
+
+    def __init__(  # noqa: PLR0913 - options by name
+        self,
+        base_url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: float = 60.0,
+        max_attempts: int = 3,
+        wire: Literal["binary", "json"] = "binary",
+        http_client: Http | None = None,
+        transport: Any = None,  # noqa: ANN401 - httpx.BaseTransport or AsyncBaseTransport
+    ) -> None:
+        url = base_url or os.environ.get("LOSSEVAL_URL") or "http://127.0.0.1:8000"
+        self._config = Config(url, api_key or os.environ.get("LOSSEVAL_API_KEY"), timeout, max_attempts, wire)
+        self._http_client, self._transport = http_client, transport
+        self._by_process: dict[int, tuple[Http, RetryBudget]] = {}
+
+    @classmethod
+    def local(cls, **settings: object) -> Self:
+        """Starts the service in this process, without a socket; `settings` are its own, e.g. ``device="cpu"``.
+
+        Raises:
+            ImportError: losseval-service is not installed.
+        """
+        from .local import LocalTransport  # noqa: PLC0415 - imports httpx
+
+        client = cls("http://localhost", transport=functools.partial(LocalTransport, settings))
+        client._open()
+        return client
+
+    def with_options(self, **options: Any) -> Self:  # noqa: ANN401 - those named below
+        """Returns a client that shares everything, its connections too, but for these.
+
+        Args:
+            options: `api_key`, `timeout`, `max_attempts`, `wire`; `is_patient`: time alone bounds the retries.
+        """
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, _config=dataclasses.replace(self._config, **options))
+        return other
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._config.base_url!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_by_process": {}}
+
+    def _open(self) -> tuple[Http, RetryBudget]:
+        """Returns what a process needs to call: made when first needed, by a fork or a pickle anew."""
+        process = os.getpid()
+        if process not in self._by_process:
+            http = self._http_client or self._make_http(self._transport)
+            self._by_process.setdefault(process, (http, RetryBudget()))
+        return self._by_process[process]
+
+    def _opened(self) -> list[Http]:
+        """Forgets what was opened and returns what of it to close: nothing that was given from outside."""
+        http, _ = self._by_process.pop(os.getpid(), (None, None))
+        return [] if http is None or http is self._http_client else [http]
+
+    def _make_http(self, transport: Any) -> Http:  # noqa: ANN401 - of httpx
+        raise NotImplementedError
+
+
+def http_options(transport: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Returns the arguments of an httpx client."""
+    import httpx  # noqa: PLC0415 - takes longer to import than all the rest
+
+    limits = httpx.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=_KEEPALIVE_S)
+    headers = {"User-Agent": f"losseval-python/{__version__}", "Accept-Encoding": "identity"}
+    return {"transport": transport() if callable(transport) else transport, "limits": limits, "headers": headers}
+
 
 class Client(BaseClient["httpx.Client"]):
-    """A client of the service. It can be shared by threads; close it, or use it in a `with` block."""
+    """A client of the service, see `BaseClient`. Threads can share it; close it, or use it in a ``with`` block."""
 
     _sleep = staticmethod(time.sleep)
 
@@ -33,7 +124,7 @@ class Client(BaseClient["httpx.Client"]):
         """Evaluates a batch.
 
         Args:
-            logits: (C), (N, C) or (N, C, d1…dk) of float32, float64, float16 or bfloat16; lists are float32.
+            logits: (C), (N, C) or (N, C, d1…dk), of float32, float64, float16 or bfloat16; lists are float32.
             labels: Class indices, one rank below; or class probabilities in the logits' shape.
             options: See `Options`.
 
@@ -42,17 +133,17 @@ class Client(BaseClient["httpx.Client"]):
             TypeError: There is no such option, or a dtype can't be sent.
         """
         call = operations.cross_entropy(logits, labels, self._config.wire, options)
-        return self._run(call, options.get("timeout")).with_ids(options.get("ids"))
+        return self._run(call).with_ids(options.get("ids"))
 
     def evaluate_many(
         self, batches: Iterable[Batch], *, max_in_flight: int = 4, **options: Unpack[Options]
     ) -> Iterator[CrossEntropyResult]:
-        """Evaluates batches concurrently; yields results in order and never holds more than `max_in_flight`.
+        """Evaluates batches concurrently; yields results in order and holds no more than `max_in_flight` batches.
 
         Args:
             batches: Pairs of logits and labels, or mappings of arguments of `cross_entropy`.
             max_in_flight: Requests at a time, each in a thread.
-            options: For all batches; see `Options`.
+            options: Of all batches; see `Options`.
         """
         from concurrent.futures import Future, ThreadPoolExecutor  # noqa: PLC0415 - few need it, all would wait
 
@@ -70,29 +161,17 @@ class Client(BaseClient["httpx.Client"]):
                     future.cancel()
 
     def evaluate_arrays(
-        self,
-        logits: TensorLike,
-        labels: TensorLike,
-        *,
-        chunk_bytes: int = CHUNK_BYTES,
-        max_in_flight: int = 2,
-        out: Mapping[str, Array] | None = None,
-        progress: Callable[[Progress], None] | None = None,
-        **options: Unpack[Options],
+        self, logits: TensorLike, labels: TensorLike, *, max_in_flight: int = 2, **options: Unpack[BulkOptions]
     ) -> CrossEntropyResult:
-        """Evaluates arrays of any size, memory-mapped files too, in requests of some rows; waits while it is refused.
+        """Evaluates arrays of any size, memory-mapped files too, in requests of some rows each.
 
         Args:
             logits: (N, C) or (N, C, d1…dk).
             labels: As in `cross_entropy`.
-            chunk_bytes: About how many bytes of logits a request has.
-            max_in_flight: Requests at a time.
-            out: Arrays to write outputs to, by name, e.g. a memory-mapped file for `gradients`.
-            progress: Called after each answer.
-            options: See `Options`; `timeout` is that of each request.
+            max_in_flight: Requests at a time. While they are refused, they wait.
+            options: See `BulkOptions`; `timeout` is that of each request.
         """
-        arguments = {**options, "logits": logits, "labels": labels}
-        whole = Evaluation(arguments, chunk_bytes=chunk_bytes, out=out, progress=progress)
+        whole = Evaluation(logits, labels, options)
         patient = self.with_options(is_patient=True)
         for part in patient.evaluate_many(whole.parts(), max_in_flight=max_in_flight):
             whole.add(part)
@@ -107,8 +186,8 @@ class Client(BaseClient["httpx.Client"]):
         return self._run(operations.READY)
 
     def close(self) -> None:
-        """Closes the connections, those of clients made by `with_options` too."""
-        for http in self._pool.close():
+        """Closes the connections, which clients made by `with_options` share."""
+        for http in self._opened():
             http.close()
 
     def __enter__(self) -> Self:
@@ -117,12 +196,11 @@ class Client(BaseClient["httpx.Client"]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(self, call: Call[R], timeout: float | None = None) -> R:
-        http, budget = self._pool.get()
-        config = self._config if timeout is None else self.with_options(timeout=timeout)._config
-        steps = exchange(call, config, budget)
-        step = next(steps)
+    def _run(self, call: Call[R]) -> R:
+        http, budget = self._open()
+        steps = exchange(call, self._config, budget)
         try:
+            step = next(steps)
             while True:
                 if isinstance(step, Attempt):
                     step = steps.send(self._send(http, step))
@@ -142,26 +220,26 @@ class Client(BaseClient["httpx.Client"]):
         extensions = {"timeout": timeouts, "parts": None if attempt.is_small else parts}
         body = bytearray()
         try:
-            request = http.build_request(method, parse_url(url), headers=headers, content=content, extensions=extensions)
+            request = http.build_request(method, url, headers=headers, content=content, extensions=extensions)
             response = http.send(request, stream=True)
             try:
-                for piece in response.iter_bytes():
+                pieces: Iterator[bytes | bytearray] = response.iter_bytes()
+                for piece in pieces:
                     timeouts.check()
-                    # The direct transport reads an answer whole.
+                    # The direct transport has read the answer whole.
                     body = piece if isinstance(piece, bytearray) else body + piece
             finally:
                 response.close()
         except (httpx.RequestError, TimeoutError) as error:
             return error
-        return reply_of(response, body)
+        return Reply(response.status_code, response.headers, body)
 
-    @staticmethod
-    def _open(transport: httpx.BaseTransport | None) -> httpx.Client:
+    def _make_http(self, transport: Any) -> httpx.Client:  # noqa: ANN401
         import httpx  # noqa: PLC0415
 
         from .transport import DirectTransport  # noqa: PLC0415 - imports httpx
 
-        options = http_options()
+        options = http_options(transport)
         if transport is None and not urllib.request.getproxies():
-            transport = DirectTransport(options["limits"])
-        return httpx.Client(transport=transport, **options)
+            options["transport"] = DirectTransport(options["limits"])
+        return httpx.Client(**options)

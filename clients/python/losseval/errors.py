@@ -1,18 +1,23 @@
-"""Everything that can go wrong between a call and its result.
+"""Everything that can go wrong between a call and its result. All can be pickled; none holds a tensor or a key.
 
-    LossevalError
-    ├── APIConnectionError            nobody answered
-    │   ├── APITimeoutError           not within the time budget
-    │   └── APIResponseError          something answered, but not the service
-    └── APIStatusError                a refusal, by the service or by something before it
-        ├── BadRequestError           400    ├── LimitExceededError          413
-        ├── AuthenticationError       401    ├── UnsupportedMediaTypeError   415
-        ├── NotFoundError             404    ├── UnprocessableError          422
-        ├── MethodNotAllowedError     405    ├── HeadersTooLargeError        431
-        ├── NotAcceptableError        406    ├── InternalServerError         500
-        └── RequestTimeoutError       408    ├── ServiceUnavailableError     503
-                                             └── DeadlineExceededError       504
-All can be pickled; none holds a tensor or a key.
+LossevalError
+├── APIConnectionError            nobody answered
+│   ├── APITimeoutError           not within the time budget
+│   └── APIResponseError          something answered, but not the service: a proxy's page, a body cut short
+└── APIStatusError                a refusal, by the service or by something before it
+    ├── BadRequestError           400, not parseable, or a name that does not belong
+    ├── AuthenticationError       401, no key or a wrong one
+    ├── NotFoundError             404, is the base URL right?
+    ├── MethodNotAllowedError     405
+    ├── NotAcceptableError        406
+    ├── RequestTimeoutError       408, the body came too slowly
+    ├── LimitExceededError        413, the problem names limit_name, limit and actual
+    ├── UnsupportedMediaTypeError 415
+    ├── UnprocessableError        422, wrong values; the problem's errors say where
+    ├── HeadersTooLargeError      431
+    ├── InternalServerError       500, a bug in the service
+    ├── ServiceUnavailableError   503, not now
+    └── DeadlineExceededError     504, the service saw that it would be too late
 """
 
 import json
@@ -35,12 +40,10 @@ class APIConnectionError(LossevalError):
         return f"{self.args[0]} (request {self.request_id})"
 
 
-class APITimeoutError(APIConnectionError):
-    """Nobody answered within the time budget."""
+class APITimeoutError(APIConnectionError): ...
 
 
-class APIResponseError(APIConnectionError):
-    """Something answered with success, but not the service: a proxy's page, or a body cut short."""
+class APIResponseError(APIConnectionError): ...
 
 
 class APIStatusError(LossevalError):
@@ -54,6 +57,7 @@ class APIStatusError(LossevalError):
     def __init__(self, status_code: int, problem: Mapping[str, Any], request_id: str) -> None:
         super().__init__(status_code, problem, request_id)
         self.status_code, self.problem, self.request_id = status_code, problem, request_id
+        self.code = str(problem.get("code", ""))
 
     @classmethod
     def of(cls, status_code: int, body: bytes | bytearray, request_id: str) -> "APIStatusError":
@@ -66,62 +70,44 @@ class APIStatusError(LossevalError):
             problem = {"detail": body[:200].decode("utf-8", "replace")}
         return cls._by_status.get(status_code, cls)(status_code, problem, request_id)
 
-    @property
-    def code(self) -> str:
-        """What is wrong, as the contract names it, e.g. ``label_out_of_range``; empty without a problem document."""
-        return str(self.problem.get("code", ""))
-
     def __str__(self) -> str:
         return f"{self.status_code} {self.code}: {self.problem.get('detail')} (request {self.request_id})"
 
 
-class BadRequestError(APIStatusError, status=400):
-    """The request can't be parsed, or holds a name that does not belong."""
+class BadRequestError(APIStatusError, status=400): ...
 
 
-class AuthenticationError(APIStatusError, status=401):
-    """The service wants a key, and got none or a wrong one."""
+class AuthenticationError(APIStatusError, status=401): ...
 
 
-class NotFoundError(APIStatusError, status=404):
-    """There is nothing at this path: is the base URL right?"""
+class NotFoundError(APIStatusError, status=404): ...
 
 
-class MethodNotAllowedError(APIStatusError, status=405):
-    """The path does not take this method."""
+class MethodNotAllowedError(APIStatusError, status=405): ...
 
 
-class NotAcceptableError(APIStatusError, status=406):
-    """The service can't answer in this format."""
+class NotAcceptableError(APIStatusError, status=406): ...
 
 
-class RequestTimeoutError(APIStatusError, status=408):
-    """The body came too slowly."""
+class RequestTimeoutError(APIStatusError, status=408): ...
 
 
-class LimitExceededError(APIStatusError, status=413):
-    """The request is larger than a limit: `problem` holds `limit_name`, `limit` and `actual`."""
+class LimitExceededError(APIStatusError, status=413): ...
 
 
-class UnsupportedMediaTypeError(APIStatusError, status=415):
-    """The service does not read this format."""
+class UnsupportedMediaTypeError(APIStatusError, status=415): ...
 
 
-class UnprocessableError(APIStatusError, status=422):
-    """The values are wrong: a shape, a dtype, a label, an option; `problem["errors"]` says where."""
+class UnprocessableError(APIStatusError, status=422): ...
 
 
-class HeadersTooLargeError(APIStatusError, status=431):
-    """The headers are too large."""
+class HeadersTooLargeError(APIStatusError, status=431): ...
 
 
-class InternalServerError(APIStatusError, status=500):
-    """A bug in the service; report it with the request id."""
+class InternalServerError(APIStatusError, status=500): ...
 
 
-class ServiceUnavailableError(APIStatusError, status=503):
-    """Not now: overloaded, starting, shutting down, or out of device memory."""
+class ServiceUnavailableError(APIStatusError, status=503): ...
 
 
-class DeadlineExceededError(APIStatusError, status=504):
-    """The service saw that its answer would come too late."""
+class DeadlineExceededError(APIStatusError, status=504): ...

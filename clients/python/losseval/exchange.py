@@ -1,7 +1,7 @@
-"""One call without its I/O: what an attempt sends, what its outcome means, whether another follows.
+"""One call without its I/O: what an attempt sends, what its outcome means, whether and when another follows.
 
 `exchange` is a generator: a client performs what it yields and sends back what came of it. The two clients differ in
-nothing but how they do that.
+nothing but how they do that. A call changes nothing, so repeating it is always correct.
 """
 
 import dataclasses
@@ -14,19 +14,19 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 
 from .errors import APIConnectionError, APIResponseError, APIStatusError, APITimeoutError, LossevalError
 from .results import Meta
-from .retry import STATUSES, RetryBudget, wait_s
 from .wire import Part
 
 R = TypeVar("R")
 _log = logging.getLogger("losseval")
-_CONNECT_S = 5.0
+_RETRIED = frozenset({429, 502, 503, 504})
+_FIRST_WAIT_S, _LONGEST_WAIT_S, _CONNECT_S = 0.25, 8.0, 5.0
 _PIECE_BYTES = 1 << 17
 """httpcore copies what the kernel doesn't take at once; of pieces this small it takes nearly everything."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What a client does alike in every call. `is_patient`: retries are bounded by time alone."""
+    """What a client does alike in every call; `is_patient`: retries are bounded by time alone."""
 
     base_url: str
     api_key: str | None = dataclasses.field(repr=False)
@@ -34,10 +34,6 @@ class Config:
     max_attempts: int
     wire: Literal["binary", "json"]
     is_patient: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.timeout < math.inf:
-            raise ValueError(f"timeout must be a finite number of seconds above 0, not {self.timeout}")
 
 
 class Reply(NamedTuple):
@@ -59,22 +55,21 @@ class Call(Generic[R]):
     media_type: str = ""
     parts: tuple[Part, ...] = ()
     request_id: str | None = None
+    timeout: float | None = None
 
 
 class Timeouts(dict[str, float]):
     """httpx's timeouts: each is the time left when it is looked up. `connect` is, only to open a connection."""
 
     def __init__(self, deadline: float, clock: Callable[[], float]) -> None:
-        super().__init__()
-        self._deadline, self._clock = deadline, clock
-        self.is_new_connection = False
+        self._deadline, self._clock, self.is_new_connection = deadline, clock, False
 
     def __missing__(self, name: str) -> float:
         self.is_new_connection |= name == "connect"
         # Not zero, which sockets take for not waiting at all.
         return max(0.001, min(self._deadline - self._clock(), _CONNECT_S if name == "connect" else math.inf))
 
-    def get(self, name: str, _: object = None) -> float:  # type: ignore[override]
+    def get(self, name: str, _: object = None) -> float:
         """Looks a timeout up."""
         return self[name]
 
@@ -106,6 +101,32 @@ class Attempt(NamedTuple):
                 yield part[start : start + _PIECE_BYTES]
 
 
+class RetryBudget:
+    """Keeps retries at 10 % of all calls and a reserve of 10, so that they don't bury a service that is down."""
+
+    def __init__(self, *, share: float = 0.1, reserve: float = 10.0) -> None:
+        self._share, self._reserve, self._left = share, reserve, reserve
+
+    def deposit(self) -> None:
+        """Adds what a call earns. Without a lock: threads may cost a retry more or less."""
+        self._left = min(self._reserve, self._left + self._share)
+
+    def withdraw(self) -> bool:
+        """Takes a retry out, and says whether there was one."""
+        is_enough = self._left >= 1
+        self._left -= is_enough
+        return is_enough
+
+
+def wait_s(attempt: int, *, retry_after: str, chance: float) -> float:
+    """Returns the seconds to wait after an attempt, from 1: those of Retry-After, and full jitter.
+
+    The jitter is `chance`, uniform in [0, 1), of 0.25 s, twice that after each further attempt, at most 8 s.
+    """
+    asked_s = float(retry_after) if retry_after.isdecimal() else 0.0  # it may be a date; the service sends none
+    return asked_s + chance * min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0 ** min(attempt - 1, 10))
+
+
 def new_request_id() -> str:
     """Returns 32 hexadecimal digits."""
     return f"{random.getrandbits(128):032x}"
@@ -125,18 +146,17 @@ def exchange(
     Raises:
         APIConnectionError, APIStatusError: What came of the last attempt.
     """
-    request_id = call.request_id or new_request_id()
-    always = {"X-Request-Id": request_id}
+    deadline, request_id = clock() + (call.timeout or config.timeout), call.request_id or new_request_id()
+    headers = {"X-Request-Id": request_id}
     if call.parts:
-        always |= {"Content-Type": call.media_type, "Content-Length": str(sum(map(len, call.parts)))}
+        headers |= {"Content-Type": call.media_type, "Content-Length": str(sum(map(len, call.parts)))}
     if config.api_key:
-        always["Authorization"] = f"Bearer {config.api_key}"
-    deadline = clock() + config.timeout
+        headers["Authorization"] = f"Bearer {config.api_key}"
     budget.deposit()
     attempt, may_be_stale = 1, True
     while True:
         timeouts = Timeouts(deadline, clock)
-        headers = {**always, "X-Request-Timeout": f"{timeouts['read']:.3f}"}
+        headers["X-Request-Timeout"] = f"{timeouts['read']:.3f}"
         outcome = yield Attempt(call.method, config.base_url.rstrip("/") + call.path, headers, call.parts, timeouts)
         if isinstance(outcome, Reply) and outcome.status_code in call.accepts:
             return _read(call, outcome, request_id, attempt)
@@ -145,7 +165,8 @@ def exchange(
             continue
         error, retry_after = _judge(outcome, request_id)
         pause_s = math.inf if retry_after is None else wait_s(attempt, retry_after=retry_after, chance=chance())
-        if clock() + pause_s >= deadline or not (config.is_patient or (attempt < config.max_attempts and budget.withdraw())):
+        is_in_time = clock() + pause_s < deadline
+        if not is_in_time or not (config.is_patient or (attempt < config.max_attempts and budget.withdraw())):
             raise error
         _log.warning("attempt %d failed, the next follows in %.2f s: %s", attempt, pause_s, error)
         yield pause_s
@@ -153,7 +174,7 @@ def exchange(
 
 
 def _is_stale(outcome: object, timeouts: Timeouts) -> bool:
-    """Tells whether a connection that had been idle was cut: the server closed it meanwhile, which is nobody's fault."""
+    """Tells whether an idle connection was cut: the server had closed it meanwhile, which is nobody's fault."""
     import httpx  # noqa: PLC0415 - takes longer to import than all the rest
 
     is_cut = isinstance(outcome, httpx.ReadError | httpx.WriteError | httpx.RemoteProtocolError)
@@ -166,15 +187,15 @@ def _judge(outcome: Reply | Exception | None, request_id: str) -> tuple[Losseval
 
     if isinstance(outcome, Reply):
         error = APIStatusError.of(outcome.status_code, outcome.body, outcome.headers.get("x-request-id", request_id))
-        return error, outcome.headers.get("retry-after", "") if outcome.status_code in STATUSES else None
+        return error, outcome.headers.get("retry-after", "") if outcome.status_code in _RETRIED else None
     kind = APITimeoutError if isinstance(outcome, httpx.TimeoutException | TimeoutError) else APIConnectionError
     return kind(f"{type(outcome).__name__}: {outcome}", request_id), ""
 
 
 def _read(call: Call[R], reply: Reply, request_id: str, attempts: int) -> R:
-    named = {name: reply.headers.get(name, "") for name in ("x-request-id", "x-service-version", "server-timing")}
-    meta = Meta(named["x-request-id"] or request_id, named["x-service-version"], named["server-timing"], attempts)
+    request_id = reply.headers.get("x-request-id", request_id)
+    version, timing = (reply.headers.get(name, "") for name in ("x-service-version", "server-timing"))
     try:
-        return call.read(reply, meta)
+        return call.read(reply, Meta(request_id, version, timing, attempts))
     except Exception as error:
         raise APIResponseError(f"not the service's answer: {type(error).__name__}: {error}", request_id) from error

@@ -15,64 +15,40 @@ from .exchange import Call, Reply
 from .results import CrossEntropyResult, EvaluationWarning, Meta
 from .wire import JSON, SAFETENSORS, decode, encode_json, encode_safetensors
 
-Include = Literal[
-    "loss",
-    "losses",
-    "gradients",
-    "nll",
-    "probabilities",
-    "logsumexp",
-    "entropy",
-    "margin",
-    "gradient_norm",
-    "predictions",
-    "summary",
-]
-DEFAULT_INCLUDE: tuple[Include, ...] = ("loss", "losses")
-_ARRAYS = frozenset({"weight", "sample_weight", "grad_output"})
-_LOCAL = frozenset({"include", "ids", "timeout", "request_id"})
-_DEFAULTS: dict[str, object] = {"input": "logits", "ignore_index": -100, "label_smoothing": 0, "temperature": 1, "z_loss": 0}
-_DEFAULTS |= {"reduction": "mean", "class_axis": 1, "precision": "standard", "grad_output": 1}
+_Diagnostic = Literal["nll", "predictions", "probabilities", "margin", "entropy", "logsumexp", "gradient_norm"]
+Output = Literal["loss", "losses", "gradients", "summary"] | _Diagnostic
+_ARRAYS = ("weight", "sample_weight", "grad_output")
+_LOCAL = ("ids", "timeout", "request_id")
+_DEFAULT_INCLUDE = ("loss", "losses")
+_DEFAULTS: dict[str, object] = {
+    "ignore_index": -100,
+    "label_smoothing": 0,
+    "temperature": 1,
+    "z_loss": 0,
+    "grad_output": 1,
+}
+_DEFAULTS |= {"input": "logits", "reduction": "mean", "class_axis": 1, "precision": "standard"}
 
 
 class Options(TypedDict, total=False):
-    """Options of an evaluation. None is the same as leaving one out.
+    """Options of an evaluation; None is the same as leaving one out."""
 
-    Attributes:
-        include: The outputs to compute, names of `CrossEntropyResult`; by default loss and losses.
-        weight: Per class, finite and ≥ 0.
-        sample_weight: Per sample, finite and ≥ 0.
-        grad_output: Upstream gradient, a number, or with reduction none one a sample; by default 1.
-        ignore_index: Labels equal to it count for nothing; by default −100.
-        label_smoothing: 0 to 1, the share of the label that all classes get alike.
-        temperature: Above 0; the loss is that of logits / temperature.
-        z_loss: ≥ 0, adds z_loss · logsumexp² to each loss.
-        reduction: Of `loss` and `gradients`; by default the mean. With none there is no `loss`.
-        class_axis: 1 as in PyTorch, or −1 if the classes come last.
-        input: What the logits are, if not logits; then there are no gradients.
-        precision: high computes in float64 whatever came in.
-        gradient_dtype: By default F32, F64 for F64 logits.
-        ids: One a sample, for `table`, `top` and `compare`; they stay here.
-        timeout: Seconds, instead of the client's.
-        request_id: At most 64 letters, digits and ``._-``, what the service's log says; made up by default.
-    """
-
-    include: Iterable[Include]
-    weight: TensorLike
-    sample_weight: TensorLike
-    grad_output: float | TensorLike
-    ignore_index: int | None
-    label_smoothing: float | None
-    temperature: float | None
-    z_loss: float | None
-    reduction: Literal["mean", "sum", "none"] | None
-    class_axis: Literal[1, -1] | None
-    input: Literal["logits", "log_probabilities", "probabilities"] | None
-    precision: Literal["standard", "high"] | None
-    gradient_dtype: Literal["F32", "F64", "F16", "BF16"] | None
-    ids: Sequence[Any] | None
-    timeout: float | None
-    request_id: str | None
+    include: Iterable[Output]  # the outputs to compute; by default loss and losses
+    weight: TensorLike  # per class, ≥ 0
+    sample_weight: TensorLike  # per sample, ≥ 0
+    grad_output: float | TensorLike  # upstream gradient; a number, or with reduction none one a sample
+    ignore_index: int | None  # labels equal to it count for nothing; by default −100
+    label_smoothing: float | None  # 0 to 1, the share of a label that goes to all classes alike
+    temperature: float | None  # above 0; the loss is that of logits / temperature
+    z_loss: float | None  # ≥ 0; adds z_loss · logsumexp² to each loss
+    reduction: Literal["mean", "sum", "none"] | None  # of loss and gradients; with none there is no loss
+    class_axis: Literal[1, -1] | None  # 1 as in PyTorch, or −1 if the classes come last
+    input: Literal["logits", "log_probabilities", "probabilities"] | None  # what the logits are
+    precision: Literal["standard", "high"] | None  # high computes in float64 whatever came in
+    gradient_dtype: Literal["F32", "F64", "F16", "BF16"] | None  # by default F32, F64 for F64 logits
+    ids: Sequence[Any] | None  # one a sample, for tables and comparisons; they stay here
+    timeout: float | None  # seconds, instead of the client's
+    request_id: str | None  # for the service's log: at most 64 letters, digits and ._-
 
 
 INFO: Call[dict[str, Any]] = Call("GET", "/v1/info", lambda reply, _: dict(json.loads(reply.body)))
@@ -88,31 +64,22 @@ def cross_entropy(logits: TensorLike, labels: TensorLike, wire: str, options: Op
     for name in options.keys() - Options.__annotations__.keys():
         near = difflib.get_close_matches(name, Options.__annotations__, 1)
         raise TypeError(f"there is no option {name!r}" + "".join(f"; did you mean {other!r}?" for other in near))
-    tensors, scalars = {"logits": Tensor.of("logits", logits), "labels": Tensor.of("labels", labels)}, {}
-    for name, value in options.items():
-        if value is None or name in _LOCAL:
-            continue
-        if name in _ARRAYS and not isinstance(value, int | float):
-            tensors[name] = Tensor.of(name, value)
-        elif value != _DEFAULTS.get(name):
-            scalars[name] = value.item() if isinstance(value, np.generic) else value
-    include = options.get("include", DEFAULT_INCLUDE)
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None and name not in _LOCAL}
+    include = given.pop("include", _DEFAULT_INCLUDE)
     outputs = (include,) if isinstance(include, str) else tuple(include)
-    if outputs != DEFAULT_INCLUDE:
-        scalars["include"] = outputs
+    arrays = {name: given.pop(name) for name in _ARRAYS if not isinstance(given.get(name, 0), int | float)}
+    tensors = {name: Tensor.of(name, value) for name, value in {"logits": logits, "labels": labels, **arrays}.items()}
+    scalars = {name: value.item() if hasattr(value, "item") else value for name, value in given.items()}
+    scalars = {name: value for name, value in scalars.items() if value != _DEFAULTS.get(name)}
     path, media_type = "/v1/cross-entropy", JSON if wire == "json" else SAFETENSORS
     if wire == "json":
-        parts = encode_json(tensors, scalars)
+        parts = encode_json(tensors, {**scalars, "include": outputs})
     else:
         parts = encode_safetensors(tensors)
-        path += _query(scalars)
+        query = scalars if outputs == _DEFAULT_INCLUDE else {**scalars, "include": ",".join(outputs)}
+        path += f"?{urlencode(query, safe=',')}" if query else ""
     read = functools.partial(_read_result, tensors=tensors, options=options)
-    return Call("POST", path, read, media_type=media_type, parts=parts, request_id=options.get("request_id"))
-
-
-def _query(scalars: Mapping[str, Any]) -> str:
-    texts = {name: ",".join(value) if name == "include" else value for name, value in scalars.items()}
-    return "?" + urlencode(texts, safe=",") if texts else ""
+    return Call("POST", path, read, (200,), media_type, parts, options.get("request_id"), options.get("timeout"))
 
 
 def _read_result(reply: Reply, meta: Meta, *, tensors: Mapping[str, Tensor], options: Options) -> CrossEntropyResult:
@@ -127,15 +94,16 @@ def _describe_labels(tensors: Mapping[str, Tensor], options: Options, outputs: M
     """Returns what a result keeps of its labels, a copy: the caller may go on to change them."""
     labels, shape = tensors["labels"], tensors["logits"].array.shape
     axis = 0 if len(shape) == 1 else options.get("class_axis") or 1
+    has_summary, about = "summary" in outputs, {}
     if labels.array.ndim < len(shape):
         ignore_index = options.get("ignore_index")
         about = {"labels": labels.array.copy(), "ignore_index": -100 if ignore_index is None else ignore_index}
-        if "summary" in outputs:
+        if has_summary:
             kept = labels.array[labels.array != about["ignore_index"]].astype(np.int64)
             about["label_counts"] = np.bincount(kept, minlength=shape[axis])
-    else:
-        wide = labels.widen()
-        about = {"labels": wide.argmax(axis)} if "nll" in outputs else {}
-        if "summary" in outputs:
-            about["label_counts"] = np.moveaxis(wide, axis, -1).reshape(-1, shape[axis]).sum(0, dtype=np.float64)
+    elif has_summary or "nll" in outputs:
+        rows = np.moveaxis(labels.widen(), axis, -1)
+        about = {"labels": rows.argmax(-1)}
+        if has_summary:
+            about["label_counts"] = rows.reshape(-1, shape[axis]).sum(0, dtype=np.float64)
     return about

@@ -1,22 +1,21 @@
 """What comes back: the outputs asked for, the sums that let parts be merged, warnings, and tables of samples."""
 
 import dataclasses
+import importlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
 from .arrays import Array
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 T = TypeVar("T")
-_COLUMNS = {"predictions": "prediction", "losses": "loss"}
-_COLUMNS |= {name: name for name in ("nll", "margin", "entropy", "logsumexp", "gradient_norm")}
+_COLUMNS = {"predictions": "prediction", "losses": "loss", "nll": "nll", "margin": "margin"}
+_COLUMNS |= {"entropy": "entropy", "logsumexp": "logsumexp", "gradient_norm": "gradient_norm"}
 
 
-class EvaluationWarning(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class EvaluationWarning:
     """Something that was computed but deserves notice; `first`: up to ten flat indices into `losses`."""
 
     code: str
@@ -26,7 +25,7 @@ class EvaluationWarning(NamedTuple):
 
 
 class Meta(NamedTuple):
-    """About the answer, not in it; `attempts` are the requests it took, but for those on stale connections."""
+    """About the answer, not in it; `attempts`: the requests it took, but for those on stale connections."""
 
     request_id: str
     service_version: str
@@ -40,7 +39,7 @@ class Meta(NamedTuple):
         return {entry[0]: float(entry[1]) for entry in entries if len(entry) > 1}
 
 
-class Output(Generic[T]):
+class _Output(Generic[T]):
     """Reads an output, or says how to get it."""
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -48,7 +47,9 @@ class Output(Generic[T]):
 
     def __get__(self, result: "CrossEntropyResult", owner: type | None = None) -> T:
         if self._name not in result.outputs:
-            raise AttributeError(f"{self._name} is not in this answer: ask for it in include (no loss with reduction none)")
+            raise AttributeError(
+                f"{self._name!r} is not in the answer: name it in include (no loss with reduction none)"
+            )
         value: T = result.outputs[self._name]
         return value
 
@@ -61,17 +62,13 @@ class CrossEntropyResult:
     holds every bfloat16. An output that `include` did not name raises AttributeError.
 
     Attributes:
-        outputs: What was asked for, by name.
+        outputs: Those asked for, by name.
         loss_sum: Sum of the losses; the mean is loss_sum / normalizer, so that parts can be merged.
-        normalizer: What the mean divides by.
-        count: Rows not ignored.
-        ignored: Rows ignored.
-        warnings: What deserves notice.
-        meta: Request id, version of the service, where the time went.
-        labels: The class indices sent; of probabilities the likeliest, where `nll` was asked for.
-        ids: Those given with the call, one a sample; they never leave the client.
+        count: Samples not ignored; `ignored` has the others.
+        labels: The class indices sent; of probabilities the likeliest, with `nll` or `summary`.
         label_counts: With `summary`, how often each class is the label; of probabilities their sums.
-        ignore_index: The label of ignored rows; None with probability labels.
+        ignore_index: The label of ignored samples; None with probability labels.
+        ids: Those given with the call, one a sample; they never leave the client.
     """
 
     outputs: Mapping[str, Any]
@@ -83,33 +80,33 @@ class CrossEntropyResult:
     meta: Meta
     labels: Array | None = None
     label_counts: Array | None = None
-    ids: Sequence[Any] | None = None
     ignore_index: int | None = None
+    ids: Sequence[Any] | None = None
 
-    loss = Output[float]()
-    losses = Output[Array]()
-    gradients = Output[Array]()
-    nll = Output[Array]()
-    probabilities = Output[Array]()
-    logsumexp = Output[Array]()
-    entropy = Output[Array]()
-    margin = Output[Array]()
-    gradient_norm = Output[Array]()
-    predictions = Output[Array]()
-    summary = Output[dict[str, Any]]()
+    loss = _Output[float]()
+    losses = _Output[Array]()
+    gradients = _Output[Array]()
+    nll = _Output[Array]()
+    probabilities = _Output[Array]()
+    logsumexp = _Output[Array]()
+    entropy = _Output[Array]()
+    margin = _Output[Array]()
+    gradient_norm = _Output[Array]()
+    predictions = _Output[Array]()
+    summary = _Output[dict[str, Any]]()
 
     def __repr__(self) -> str:
         loss, warnings = self.outputs.get("loss", self.loss_sum), [warning.code for warning in self.warnings]
         return f"CrossEntropyResult({loss=}, count={self.count}, outputs={[*self.outputs]}, {warnings=})"
 
     def with_ids(self, ids: Sequence[Any] | None) -> "CrossEntropyResult":
-        """Returns the same result with names for its samples. ValueError: too few or too many."""
+        """Returns the same with names for its samples. ValueError: too few or too many."""
         if ids is not None and len(ids) != self.count + self.ignored:
             raise ValueError(f"{len(ids)} ids for {self.count + self.ignored} samples")
-        return self if ids is None else dataclasses.replace(self, ids=ids)
+        return dataclasses.replace(self, ids=ids)
 
     def table(self) -> dict[str, Array]:
-        """Returns a column for each output of one number a sample, after `id` and `label`.
+        """Returns `id`, `label`, and a column for each output of one number a sample.
 
         With `nll` there is also `self_confidence`, exp(−nll).
         """
@@ -128,7 +125,7 @@ class CrossEntropyResult:
         return np.flatnonzero(self.labels != self.ignore_index)
 
     def top(self, k: int = 10) -> dict[str, Array]:
-        """Returns the rows of `table` with the largest `nll`, NaN first, with their flat `index`: what to look at.
+        """Returns the rows of `table` with the largest `nll`, NaN first, and their flat `index`: what to look at.
 
         For finding wrong labels the logits must come from a model that never saw them (out-of-sample predictions).
         """
@@ -136,8 +133,6 @@ class CrossEntropyResult:
         order = kept[np.argsort(-np.nan_to_num(nll[kept], nan=np.inf, posinf=np.inf), kind="stable")[:k]]
         return {"index": order, **{name: column[order] for name, column in self.table().items()}}
 
-    def to_pandas(self) -> "pd.DataFrame":
+    def to_pandas(self) -> Any:  # noqa: ANN401 - pandas is no dependency
         """Returns `table` as a data frame; needs pandas."""
-        import pandas as pd  # noqa: PLC0415 - not a dependency
-
-        return pd.DataFrame(self.table())
+        return importlib.import_module("pandas").DataFrame(self.table())

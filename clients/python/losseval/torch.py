@@ -1,31 +1,28 @@
 """`CrossEntropyLoss`: PyTorch's module of that name, whose forward and backward come from the service."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from .client import Client
+from .client import Client
+from .operations import Output
 
 
 class CrossEntropyLoss(torch.nn.Module):
-    """Drop-in for `torch.nn.CrossEntropyLoss`; differentiable once, and with respect to the logits.
+    """Drop-in for `torch.nn.CrossEntropyLoss`: differentiable once, with respect to the logits.
 
-    The gradients come with the loss, unreduced in float32 (float64 for float64 logits), and are scaled and only then
-    cast in backward, so that float16 with a gradient scaler does not underflow.
+    The gradients of the sum come with the loss, in float32 (float64 for float64 logits). Backward scales them, and only
+    then casts them, so that float16 with a gradient scaler doesn't underflow.
 
     Args:
-        client: Evaluates; its time budget and retries hold for every step.
-        weight: As in PyTorch, though not negative.
-        ignore_index: As in PyTorch.
-        reduction: As in PyTorch.
-        label_smoothing: As in PyTorch.
+        client: Its time budget and retries hold for every step.
+        weight: As in PyTorch, as are the others; though not negative.
+        ignore_index: Labels that count for nothing.
+        reduction: Of the losses.
+        label_smoothing: 0 to 1.
     """
 
     weight: Tensor | None
@@ -41,16 +38,34 @@ class CrossEntropyLoss(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.client, self.reduction = client, reduction
-        self.register_buffer("weight", weight)
         self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
+        self.register_buffer("weight", weight)
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:  # noqa: A002 - PyTorch's names
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:  # noqa: A002 - PyTorch's name
         """Computes the loss of logits (C), (N, C) or (N, C, d1…dk) and class indices or probabilities."""
         if target.requires_grad:
             raise NotImplementedError("there are no gradients with respect to the target")
-        weight = None if self.weight is None else self.weight.double()
-        options = {"weight": weight, "ignore_index": self.ignore_index, "label_smoothing": self.label_smoothing}
-        loss: Tensor = _CrossEntropy.apply(input, target, self.client, self.reduction, torch.is_grad_enabled(), options)
+        is_reduced, needs_gradients = self.reduction != "none", input.requires_grad and torch.is_grad_enabled()
+        include: list[Output] = ["loss" if is_reduced else "losses"]
+        if needs_gradients:
+            include.append("gradients")
+        result = self.client.cross_entropy(
+            input,
+            target,
+            include=include,
+            reduction="sum" if is_reduced else "none",
+            weight=None if self.weight is None else self.weight.double(),
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+        )
+        divisor = result.normalizer if self.reduction == "mean" else 1.0
+        value = (result.loss_sum / divisor if divisor else math.nan) if is_reduced else result.losses
+        # PyTorch's own is autocast to float32.
+        is_widened = input.dtype in {torch.float16, torch.bfloat16} and torch.is_autocast_enabled(input.device.type)
+        loss = torch.as_tensor(value, dtype=torch.float32 if is_widened else input.dtype, device=input.device)
+        if needs_gradients:
+            gradients = torch.from_numpy(result.gradients).to(input.device)
+            loss = _WithGradients.apply(input, loss, gradients, divisor)  # type: ignore[no-untyped-call]
         return loss
 
     def extra_repr(self) -> str:
@@ -58,38 +73,20 @@ class CrossEntropyLoss(torch.nn.Module):
         return f"{self.client}, reduction={self.reduction!r}"
 
 
-class _CrossEntropy(torch.autograd.Function):
+class _WithGradients(torch.autograd.Function):
+    """The loss, as a function of the logits whose gradients are known: divided by `divisor`, 0 where that is 0."""
+
     @staticmethod
-    def forward(
-        ctx: Any,
-        logits: Tensor,
-        target: Tensor,
-        client: Client,
-        reduction: str,
-        is_grad_enabled: bool,
-        options: dict[str, Any],
-    ) -> Tensor:
-        outputs = ["losses"] if reduction == "none" else ["loss"]
-        if is_grad_enabled and ctx.needs_input_grad[0]:
-            outputs.append("gradients")
-        sums = "none" if reduction == "none" else "sum"
-        result = client.cross_entropy(logits, target, include=outputs, reduction=sums, **options)
-        if "gradients" in outputs:
-            ctx.save_for_backward(torch.from_numpy(result.gradients).to(logits.device))
-            ctx.dtype, ctx.reduction, ctx.normalizer = logits.dtype, reduction, result.normalizer
-        mean = result.loss_sum / result.normalizer if result.normalizer else math.nan
-        value = {"mean": mean, "sum": result.loss_sum, "none": result.outputs.get("losses")}[reduction]
-        # PyTorch's own is autocast to float32.
-        is_widened = logits.dtype.itemsize == 2 and torch.is_autocast_enabled(logits.device.type)
-        return torch.as_tensor(value, dtype=torch.float32 if is_widened else logits.dtype, device=logits.device)
+    def forward(ctx: Any, logits: Tensor, loss: Tensor, gradients: Tensor, divisor: float) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(gradients)
+        ctx.dtype, ctx.divisor = logits.dtype, divisor
+        return loss.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         (gradients,) = ctx.saved_tensors
-        scale = upstream.to(gradients.dtype)
-        if ctx.reduction == "mean":
-            scale = scale / ctx.normalizer if ctx.normalizer else torch.zeros_like(scale)
-        elif ctx.reduction == "none":
-            scale = scale.unsqueeze(min(1, gradients.ndim - 1))
-        return (gradients * scale).to(ctx.dtype), None, None, None, None, None
+        scale = upstream.to(gradients.dtype) / ctx.divisor if ctx.divisor else torch.zeros_like(upstream)
+        if scale.ndim:  # of each sample: along the class axis
+            scale = scale.unsqueeze(1)
+        return (gradients * scale).to(ctx.dtype), None, None, None

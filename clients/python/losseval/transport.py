@@ -4,11 +4,11 @@ import contextlib
 import http.client
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import httpx
 
-_Idle = list[tuple[float, http.client.HTTPConnection]]
 _READ_BYTES = 1 << 20
 
 
@@ -18,49 +18,53 @@ class DirectTransport(httpx.HTTPTransport):
     def __init__(self, limits: httpx.Limits) -> None:
         super().__init__(limits=limits)
         self._keepalive_s = limits.keepalive_expiry or 0.0
-        self._idle: defaultdict[bytes, _Idle] = defaultdict(list)
+        self._idle: defaultdict[bytes, list[tuple[float, http.client.HTTPConnection]]] = defaultdict(list)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Exchanges a request for its whole answer."""
         if request.url.scheme != "http":
             return super().handle_request(request)
-        idle = self._idle[request.url.netloc]
-        connection = _take(idle) or http.client.HTTPConnection(request.url.host, request.url.port)
+        connection = self._take(request.url)
         try:
             response, body = _exchange(connection, request, request.extensions["timeout"])
         except (OSError, http.client.HTTPException) as error:
             connection.close()
-            if isinstance(error, TimeoutError):
-                raise httpx.ReadTimeout(str(error), request=request) from error
-            _close(idle)  # what ended this connection may have ended those
-            raise httpx.ReadError(repr(error), request=request) from error
+            self._close_idle()  # what ended this connection may have ended those
+            kind = httpx.ReadTimeout if isinstance(error, TimeoutError) else httpx.ReadError
+            raise kind(repr(error), request=request) from error
         if response.will_close:
             connection.close()
         else:
-            idle.append((time.monotonic() + self._keepalive_s, connection))
-        return httpx.Response(response.status, headers=response.getheaders(), stream=httpx.ByteStream(body))
+            self._idle[request.url.netloc].append((time.monotonic() + self._keepalive_s, connection))
+        return httpx.Response(response.status, headers=response.getheaders(), stream=_Whole(body))
 
     def close(self) -> None:
         """Closes the idle connections."""
-        for idle in self._idle.values():
-            _close(idle)
+        self._close_idle()
         super().close()
 
+    def _take(self, url: httpx.URL) -> http.client.HTTPConnection:
+        """Returns the connection used last, unless it has been idle for too long; else a new one."""
+        with contextlib.suppress(IndexError):  # there is none, or another thread was faster
+            expiry, connection = self._idle[url.netloc].pop()
+            if time.monotonic() < expiry:
+                return connection
+            connection.close()
+        return http.client.HTTPConnection(url.host, url.port)
 
-def _take(idle: _Idle) -> http.client.HTTPConnection | None:
-    """Returns the connection used last, unless it has been idle for too long."""
-    with contextlib.suppress(IndexError):  # there is none, or another thread was faster
-        expiry, connection = idle.pop()
-        if time.monotonic() < expiry:
-            return connection
-        connection.close()
-    return None
+    def _close_idle(self) -> None:
+        for idle in [*self._idle.values()]:
+            with contextlib.suppress(IndexError):
+                while True:
+                    idle.pop()[1].close()
 
 
-def _close(idle: _Idle) -> None:
-    with contextlib.suppress(IndexError):
-        while True:
-            idle.pop()[1].close()
+class _Whole(httpx.SyncByteStream):
+    def __init__(self, body: bytearray) -> None:
+        self._body = body
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self._body
 
 
 def _exchange(
@@ -69,14 +73,13 @@ def _exchange(
     if connection.sock is None:
         connection.timeout = timeouts["connect"]
         connection.connect()
-    sock = connection.sock
-    sock.settimeout(timeouts["write"])
+    sock, parts = connection.sock, request.extensions.get("parts") or ()
     connection.putrequest(request.method, request.url.raw_path.decode(), skip_host=True, skip_accept_encoding=True)
     for name, value in request.headers.raw:
         connection.putheader(name, value)
-    parts = request.extensions.get("parts") or ()
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # who hangs up may have answered before
-        connection.endheaders(None if parts else b"".join(request.stream))
+        sock.settimeout(timeouts["write"])
+        connection.endheaders(None if parts else request.content)
         for part in parts:
             sock.settimeout(timeouts["write"])
             sock.sendall(part)

@@ -52,7 +52,7 @@ def decode(media_type: str, body: bytearray) -> dict[str, Any]:
     content = memoryview(body)[8 + length :]
     values = _decode_fields({name: json.loads(text) for name, text in header.pop("__metadata__", {}).items()})
     for name, entry in header.items():
-        array = Tensor.read(content[slice(*entry["data_offsets"])], entry["dtype"], entry["shape"]).widen()
+        array = Tensor.read(content[slice(*entry["data_offsets"])], entry["dtype"], entry["shape"])
         values[name] = array if array.ndim else array.item()
     return values
 
@@ -64,7 +64,8 @@ def _decode_fields(fields: dict[str, Any]) -> dict[str, Any]:
 def _decode_json(value: Any) -> Any:  # noqa: ANN401 - any JSON
     """Makes arrays of lists and tensor objects, and floats of the strings for what JSON has no number for."""
     if isinstance(value, dict) and "data" in value:
-        return Tensor.read(memoryview(bytearray(base64.b64decode(value["data"]))), value["dtype"], value["shape"]).widen()
+        content = memoryview(bytearray(base64.b64decode(value["data"])))
+        return Tensor.read(content, value["dtype"], value["shape"])
     if isinstance(value, dict):
         return {name: _decode_json(item) for name, item in value.items()}
     if isinstance(value, list):

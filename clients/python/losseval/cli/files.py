@@ -16,7 +16,6 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from ..arrays import Array, Tensor
-from ..bulk import CHUNK_BYTES
 from ..results import CrossEntropyResult
 from . import CommandError
 from .report import to_plain
@@ -25,6 +24,8 @@ Columns = Mapping[str, Sequence[str]]
 """Which columns make up a role, e.g. `logits`; several become the last axis of one array."""
 Rows = Iterator[tuple[dict[str, Array], float | None]]
 """Some rows at a time, and the share of the file that has been read; None: its size isn't known."""
+CHUNK_BYTES = 8 << 20
+"""About how much of a file makes a request."""
 SAMPLE = ("id", "label", "prediction", "nll", "self_confidence", "margin")
 _LISTED = 20
 _HEADER_BYTES = 256
@@ -229,7 +230,7 @@ def _to_numpy(name: str, column: Any) -> Array:  # noqa: ANN401
     if column.null_count:
         raise ValueError(f"{name} is missing in {column.null_count} places")
     array: Array = column.to_numpy(zero_copy_only=False).reshape(shape)
-    return array
+    return array.astype(str) if array.dtype == object else array
 
 
 def tabulate(result: CrossEntropyResult, top_k: int | None = None) -> dict[str, Array]:
