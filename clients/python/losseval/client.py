@@ -230,6 +230,8 @@ class Client(BaseClient["httpx.Client"]):
                     body = piece if isinstance(piece, bytearray) else body + piece
             finally:
                 response.close()
+                # Response and stream refer to each other, and would keep the request's arrays until a collection.
+                response.stream = httpx.ByteStream(b"")
         except (httpx.RequestError, TimeoutError) as error:
             return error
         return Reply(response.status_code, response.headers, body)

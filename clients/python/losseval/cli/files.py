@@ -108,7 +108,7 @@ class _Stored(NamedTuple):
         """Reads rows. ValueError: the file ends too soon."""
         content, shape = file.read(rows * self.row_bytes), (rows, *self.shape[1:])
         if isinstance(self.dtype, str):
-            return Tensor.read(memoryview(content), self.dtype, shape).widen()
+            return Tensor.read(memoryview(content), self.dtype, shape)
         return np.frombuffer(content, self.dtype).reshape(shape)
 
 
@@ -167,7 +167,7 @@ def _read_arrays(stored: Mapping[str, _Stored], columns: Columns) -> Rows:
 def _open_parquet(path: str) -> Source:
     from pyarrow import parquet
 
-    file = parquet.ParquetFile(path)
+    file = parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)  # else a group of rows at a time
     rows = file.metadata.num_rows
 
     def read(columns: Columns) -> Rows:

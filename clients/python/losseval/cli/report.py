@@ -1,6 +1,7 @@
 """What is shown: rich tables on a terminal, tabs in a pipe, or JSON; messages and progress on standard error."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import sys
@@ -47,7 +48,7 @@ def show_result(
     if not is_complete:
         print(f"stopped: this is of the first {result.count + result.ignored:,} samples", file=sys.stderr)
     if as_json:
-        warnings = [warning._asdict() for warning in result.warnings]
+        warnings = [dataclasses.asdict(warning) for warning in result.warnings]
         rest = {"summary": result.summary, "warnings": warnings, "top": worst, "is_complete": is_complete}
         show_json({**numbers, **rest})
         return

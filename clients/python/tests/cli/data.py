@@ -23,9 +23,9 @@ class DataSet(NamedTuple):
         return self.labels >= 0
 
     def log_probabilities(self, temperature: float = 1) -> Wide:
-        scaled = self.logits.astype(np.float64) / temperature
+        scaled: Wide = self.logits.astype(np.float64) / temperature
         scaled -= scaled.max(axis=1, keepdims=True)
-        return np.asarray(scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True)))
+        return np.subtract(scaled, np.log(np.exp(scaled).sum(axis=1, keepdims=True)), dtype=np.float64)
 
     @property
     def nll(self) -> Wide:
