@@ -156,7 +156,7 @@ def exchange(
     attempt, may_be_stale = 1, True
     while True:
         timeouts = Timeouts(deadline, clock)
-        headers["X-Request-Timeout"] = f"{timeouts['read']:.3f}"
+        headers = {**headers, "X-Request-Timeout": f"{timeouts['read']:.3f}"}
         outcome = yield Attempt(call.method, config.base_url.rstrip("/") + call.path, headers, call.parts, timeouts)
         if isinstance(outcome, Reply) and outcome.status_code in call.accepts:
             return _read(call, outcome, request_id, attempt)

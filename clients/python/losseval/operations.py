@@ -84,8 +84,12 @@ def cross_entropy(logits: TensorLike, labels: TensorLike, wire: str, options: Op
 
 def _read_result(reply: Reply, meta: Meta, *, tensors: Mapping[str, Tensor], options: Options) -> CrossEntropyResult:
     outputs = decode(reply.headers.get("content-type", "").partition(";")[0], reply.body)
-    sums = {name: outputs.pop(name) for name in ("loss_sum", "normalizer", "count", "ignored")}
+    sums: dict[str, Any] = {name: float(outputs.pop(name)) for name in ("loss_sum", "normalizer")}
+    sums |= {name: int(outputs.pop(name)) for name in ("count", "ignored")}
     warnings = tuple(EvaluationWarning(**warning) for warning in outputs.pop("warnings"))
+    for name, value in outputs.items():
+        if name != "summary":
+            outputs[name] = float(value) if name == "loss" else np.asarray(value)
     labels = _describe_labels(tensors, options, outputs)
     return CrossEntropyResult(outputs, **sums, warnings=warnings, meta=meta, **labels)
 

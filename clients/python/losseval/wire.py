@@ -52,8 +52,7 @@ def decode(media_type: str, body: bytearray) -> dict[str, Any]:
     content = memoryview(body)[8 + length :]
     values = _decode_fields({name: json.loads(text) for name, text in header.pop("__metadata__", {}).items()})
     for name, entry in header.items():
-        array = Tensor.read(content[slice(*entry["data_offsets"])], entry["dtype"], entry["shape"])
-        values[name] = array if array.ndim else array.item()
+        values[name] = Tensor.read(content[slice(*entry["data_offsets"])], entry["dtype"], entry["shape"])
     return values
 
 
