@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib
 import time
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -91,9 +92,11 @@ def evaluate(  # noqa: PLR0913 - the API's options
     io.check_ending("--out", out, ".parquet", ".csv", ".jsonl", ".npz")
     io.check_ending("--gradients-out", gradients_out, ".safetensors")
     io.check_ending("--plot-file", plot_file, ".png", ".svg")
-    names = {"logits": logits, "labels": labels, "id": ids} | (
-        {"sample_weight": sample_weight} if sample_weight else {}
-    )
+    if plot_file:
+        importlib.import_module("matplotlib")  # better missed now than in the end
+    names = {"logits": logits, "labels": labels, "id": ids}
+    if sample_weight:
+        names["sample_weight"] = sample_weight
     sources = [(source, source.choose(names, _HINT)) for source in io.open_sources(files)]
     options = {name: asked[name] for name in _OPTIONS} | {"weight": weight and io.read_weight(sources[0][0], weight)}
     per_sample = ["nll", "predictions", "margin"] if out or top_k or plot or plot_file else []
@@ -133,12 +136,19 @@ def compare(
 
     comparison, why = compare_results(read_result(a), read_result(b))
     verdict = judge(comparison)
-    numbers = {"b_is": verdict, "why": why, **dataclasses.asdict(comparison)}
+    low, high = comparison.interval
+    numbers = {
+        "b_is": verdict,
+        "why": why,
+        **dataclasses.asdict(comparison),
+        "interval_low": low,
+        "interval_high": high,
+    }
     if as_json:
         report.show_json(numbers)
     else:
-        regressions, (low, high) = numbers.pop("regressions"), numbers.pop("interval")
-        report.show_pairs({**numbers, "interval_low": low, "interval_high": high})
+        regressions = numbers.pop("regressions")
+        report.show_pairs(numbers)
         if regressions:
             is_larger = regressions["b"] > regressions["a"]
             report.show_table({name: one[is_larger] for name, one in regressions.items()}, "Largest increases")

@@ -1,9 +1,10 @@
 """What the commands do: evaluate the rows of files, compare results."""
 
+import contextlib
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,16 +36,17 @@ def evaluate_rows(
     parts: list[CrossEntropyResult] = []
     loss_sum, normalizer, samples = 0.0, 0.0, 0
     error: BaseException | None = None
-    requests = _request({**options, "reduction": "sum"}, sources, sent)
+    patient = client.with_options(is_patient=True)
     try:
-        for part in client.with_options(is_patient=True).evaluate_many(requests, max_in_flight=2):
-            outputs, (names, share) = dict(part.outputs), sent.popleft()
-            if gradients:
-                gradients.add(outputs.pop("gradients"))
-            parts.append(dataclasses.replace(part.with_ids(names), outputs=outputs))
-            loss_sum, normalizer = loss_sum + part.loss_sum, normalizer + part.normalizer
-            samples += part.count + part.ignored
-            show(share, samples, loss_sum / normalizer if normalizer else math.nan)
+        with contextlib.closing(_request({**options, "reduction": "sum"}, sources, sent)) as requests:
+            for part in patient.evaluate_many(requests, max_in_flight=2):
+                outputs, (names, share) = dict(part.outputs), sent.popleft()
+                if gradients:
+                    gradients.add(outputs.pop("gradients"))
+                parts.append(dataclasses.replace(part.with_ids(names), outputs=outputs))
+                loss_sum, normalizer = loss_sum + part.loss_sum, normalizer + part.normalizer
+                samples += part.count + part.ignored
+                show(share, samples, loss_sum / normalizer if normalizer else math.nan)
     except APIStatusError as refusal:
         first = next(iter(refusal.problem.get("errors", ())), {"pointer": "all", "detail": "see above"})
         error = CommandError(f"{refusal}\n{first['pointer']}: {first['detail']} (counted from sample {samples})")
@@ -57,7 +59,7 @@ def evaluate_rows(
     return merge(parts, reduction=options["reduction"]).with_ids(ids), error
 
 
-def _request(options: Mapping[str, Any], sources: Chosen, sent: deque[Any]) -> Iterator[dict[str, Any]]:
+def _request(options: Mapping[str, Any], sources: Chosen, sent: deque[Any]) -> Generator[dict[str, Any]]:
     for source, columns in sources:
         for rows, share in source.read(columns):
             if rows["logits"].ndim < 2:  # noqa: PLR2004 - rows and classes

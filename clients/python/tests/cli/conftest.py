@@ -1,14 +1,14 @@
-"""A real service, and the commands in this process or in their own."""
+"""The commands, in this process or in their own, on a real service."""
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
+from tests.server import ROOT
 
 from losseval.cli import main
-from tests import server as processes
 
 from .data import DataSet, make_data
 
@@ -40,14 +40,6 @@ def data() -> DataSet:
     return make_data(400, 5)
 
 
-@pytest.fixture(scope="session")
-def url() -> Iterator[str]:
-    """The address of a real service."""
-    server = processes.start(device="cpu", log_level="error")
-    yield server.url
-    assert server.stop() == 0
-
-
 @pytest.fixture
 def losseval(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Runs a command in this process."""
@@ -65,5 +57,5 @@ def losseval(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 def environment(url: str) -> dict[str, str]:
     """For a command in a process of its own."""
     kept = {name: value for name, value in os.environ.items() if name not in {"NO_COLOR", "FORCE_COLOR", "COLUMNS"}}
-    path = os.pathsep.join([str(processes.ROOT / "clients" / "python"), str(processes.ROOT)])
+    path = os.pathsep.join([str(ROOT / "clients" / "python"), str(ROOT)])
     return {**kept, "LOSSEVAL_URL": url, "PYTHONPATH": path, "TERM": "xterm-256color"}

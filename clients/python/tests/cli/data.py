@@ -8,6 +8,13 @@ from numpy.typing import NDArray
 Wide = NDArray[np.float64]
 
 
+def log_softmax(logits: NDArray[np.floating]) -> Wide:
+    """Of the last axis."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    result: Wide = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result
+
+
 class DataSet(NamedTuple):
     """Logits and labels, some of them −100."""
 
@@ -22,15 +29,14 @@ class DataSet(NamedTuple):
     def kept(self) -> NDArray[np.bool_]:
         return self.labels >= 0
 
-    def log_probabilities(self, temperature: float = 1) -> Wide:
-        scaled: Wide = self.logits.astype(np.float64) / temperature
-        scaled -= scaled.max(axis=1, keepdims=True)
-        return np.subtract(scaled, np.log(np.exp(scaled).sum(axis=1, keepdims=True)), dtype=np.float64)
+    @property
+    def log_probabilities(self) -> Wide:
+        return log_softmax(self.logits)
 
     @property
     def nll(self) -> Wide:
         """Of each row, 0 if it is ignored."""
-        return np.where(self.kept, -self.log_probabilities()[np.arange(len(self.labels)), self.labels.clip(0)], 0)
+        return np.where(self.kept, -self.log_probabilities[np.arange(len(self.labels)), self.labels.clip(0)], 0)
 
     @property
     def loss(self) -> float:
@@ -43,8 +49,9 @@ class DataSet(NamedTuple):
     @property
     def gradients(self) -> Wide:
         """Of the mean."""
-        gradients = np.exp(self.log_probabilities()) - np.eye(self.logits.shape[1])[self.labels.clip(0)]
-        return np.where(self.kept[:, None], gradients, 0) / self.kept.sum()
+        gradients = np.exp(self.log_probabilities) - np.eye(self.logits.shape[1])[self.labels.clip(0)]
+        mean: Wide = np.where(self.kept[:, None], gradients, 0) / self.kept.sum()
+        return mean
 
 
 def make_data(rows: int, classes: int) -> DataSet:
