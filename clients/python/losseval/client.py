@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import os
 import time
-import urllib.request
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
@@ -237,6 +236,8 @@ class Client(BaseClient["httpx.Client"]):
         return Reply(response.status_code, response.headers, body)
 
     def _make_http(self, transport: Any) -> httpx.Client:  # noqa: ANN401
+        import urllib.request  # noqa: PLC0415 - as httpx
+
         import httpx  # noqa: PLC0415
 
         from .transport import DirectTransport  # noqa: PLC0415 - imports httpx

@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .client import Client
 from .operations import Output
@@ -83,8 +82,10 @@ class _WithGradients(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        # Not `once_differentiable`: with a constant upstream gradient it lets the second derivative be 0 in silence.
+        if torch.is_grad_enabled():
+            raise RuntimeError("the loss of the service can't be differentiated twice (create_graph=True)")
         (gradients,) = ctx.saved_tensors
         scale = upstream.to(gradients.dtype) / ctx.divisor if ctx.divisor else torch.zeros_like(upstream)
         if scale.ndim:  # of each sample: along the class axis

@@ -9,8 +9,6 @@ from typing import Any
 
 import httpx
 
-_READ_BYTES = 1 << 20
-
 
 class DirectTransport(httpx.HTTPTransport):
     """Sends views as they are and reads an answer into one bytearray. What is not http goes httpx's own way."""
@@ -90,8 +88,10 @@ def _exchange(
     body, start = bytearray(response.length), 0
     while start < len(body):
         sock.settimeout(timeouts["read"])
-        count = response.readinto(memoryview(body)[start : start + _READ_BYTES])
+        # Not the response's own readinto, which goes on until all is there, each time with the whole timeout.
+        count = response.fp.readinto1(memoryview(body)[start:])
         if not count:
             raise http.client.IncompleteRead(b"", len(body) - start)
         start += count
+    response.close()
     return response, body

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from losseval import AsyncClient, Client
 
+from losseval import AsyncClient, Client
 from tests import server as processes
 
 Call = Callable[..., Any]
@@ -69,7 +69,7 @@ def call(request: pytest.FixtureRequest, loop: asyncio.Runner) -> Call:
     name, wire = request.param
     used: Any = request.getfixturevalue(name).with_options(wire=wire)
 
-    def perform(method: str, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - whatever the method returns
+    def perform(method: str, *args: Any, **options: Any) -> Any:
         returned = getattr(used, method)(*args, **options)
         if method == "evaluate_many":
             return list(returned) if isinstance(used, Client) else loop.run(_collected(returned))
@@ -78,5 +78,5 @@ def call(request: pytest.FixtureRequest, loop: asyncio.Runner) -> Call:
     return perform
 
 
-async def _collected(results: Any) -> list[Any]:  # noqa: ANN401 - an asynchronous iterator
+async def _collected(results: Any) -> list[Any]:
     return [result async for result in results]

@@ -8,12 +8,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+
 from losseval.arrays import Tensor
 
-NAMES = {
-    **{"F64": "float64", "F32": "float32", "F16": "float16", "I64": "int64", "I32": "int32", "I16": "int16"},
-    **{"I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8"},
-}
+NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "I64": "int64", "I32": "int32", "I16": "int16"}
+NAMES |= {"I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8"}
 VALUES = np.array([[0, 1, 2], [100, 5, 7]])
 
 
@@ -130,10 +129,10 @@ class OnlyDlpack:
     def __init__(self, values: torch.Tensor) -> None:
         self._values = values
 
-    def __dlpack__(self, **options: Any) -> Any:  # noqa: ANN401 - a capsule
+    def __dlpack__(self, **options: Any) -> Any:
         return self._values.__dlpack__(**options)
 
-    def __dlpack_device__(self) -> Any:  # noqa: ANN401 - its own enumeration
+    def __dlpack_device__(self) -> Any:
         return self._values.__dlpack_device__()
 
 
@@ -149,10 +148,10 @@ class OnGpu:
 
     __cuda_array_interface__: dict[str, Any] = {}  # noqa: RUF012 - its mere presence counts
 
-    def __array__(self) -> Any:  # noqa: ANN401
+    def __array__(self) -> Any:
         raise TypeError("implicit conversion is not allowed")
 
-    def get(self) -> Any:  # noqa: ANN401 - CuPy's name
+    def get(self) -> Any:
         return VALUES.astype(np.float32)
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from losseval import errors
 
+from losseval import errors
 from tests import reference
 
 Call = Callable[..., Any]

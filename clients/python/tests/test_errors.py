@@ -4,6 +4,7 @@ import json
 import pickle
 
 import pytest
+
 from losseval import errors
 
 STATUSES = {

@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from losseval import errors
 from losseval.exchange import Attempt, Call, Config, Reply, RetryBudget, exchange, wait_s
 
@@ -29,10 +30,12 @@ class Run:
         self.budget = given.get("budget") or RetryBudget()
         self._duration = given.get("duration", 0.0)
         self._outcomes: Iterator[Any] = iter(outcomes)
-        self._call = call or Call("POST", "/path?a=1", lambda reply, meta: (bytes(reply.body), meta), parts=(b"12", b"3"))
+        self._call = call or Call(
+            "POST", "/path?a=1", lambda reply, meta: (bytes(reply.body), meta), parts=(b"12", b"3")
+        )
         self._config = config
 
-    def perform(self) -> Any:  # noqa: ANN401 - what the call reads
+    def perform(self) -> Any:
         steps = exchange(self._call, self._config, self.budget, clock=lambda: self.now, chance=lambda: 0.5)
         step = next(steps)
         try:
@@ -41,7 +44,7 @@ class Run:
         except StopIteration as end:
             return end.value
 
-    def _answer(self, steps: Any, step: Attempt | float) -> Any:  # noqa: ANN401 - the next step
+    def _answer(self, steps: Any, step: Attempt | float) -> Any:
         if isinstance(step, float):
             self.waits.append(step)
             self.now += step

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+
 from losseval import wire
 from losseval.arrays import Tensor
 
 RNG = np.random.default_rng(1)
-ARRAYS = {
+ARRAYS: dict[str, Any] = {
     "logits": RNG.standard_normal((3, 5)).astype(np.float16),
     "labels": RNG.integers(0, 5, 3),
     "weight": RNG.random(5),

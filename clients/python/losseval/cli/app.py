@@ -30,7 +30,7 @@ Input = Literal["logits", "log_probabilities", "probabilities"]
 Json = Annotated[bool, Option("--json", help="Print one JSON document.")]
 Key = Annotated[str | None, Option(envvar="LOSSEVAL_API_KEY", help="Its key, if it wants one.")]
 Local = Annotated[bool, Option("--local", help="No server: the service runs in this process.")]
-Timeout = Annotated[float, Option(help="Seconds a request may take, retries included.")]
+Timeout = Annotated[float, Option(min=0, help="Seconds a request may take, retries included.")]
 Url = Annotated[str | None, Option(envvar="LOSSEVAL_URL", help="The service; by default http://127.0.0.1:8000.")]
 
 
