@@ -79,7 +79,8 @@ def show_table(columns: Mapping[str, Iterable[object]], title: str = "") -> None
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"\n{title}" if title else None, title_justify="left", show_header=bool(title), box=box.SIMPLE if title else None)
+    title, style = (f"\n{title}", box.SIMPLE) if title else ("", None)
+    table = Table(title=title, title_justify="left", show_header=bool(title), box=style)
     for number, name in enumerate(columns):
         table.add_column(name, justify="right" if number else "left", style="" if number else "cyan")
     for row in rows:
