@@ -16,10 +16,10 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 IMAGE_TORCH := $(if $(filter file,$(origin TORCH_INDEX_URL)),,--build-arg TORCH_INDEX_URL=$(TORCH_INDEX_URL))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check bench image lock clean
+.PHONY: help serve test check bench bench-cuda image lock clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 18
 
 serve: $(READY) ## start the service, e.g. make serve ARGS="--port 9000"
 	@exec $(BIN)/python -m service $(ARGS)
@@ -35,8 +35,13 @@ check: $(READY) ## lint, format, types, layers, dependencies; reports sizes
 	$(BIN)/deptry service
 	@$(BIN)/python .ci/sizes.py
 
-bench: $(READY) ## speed and accuracy beside the references
+# matplotlib keeps a list of fonts, by default in the home directory.
+bench bench-cuda: export MPLCONFIGDIR := .venv/matplotlib
+bench: $(READY) ## speed, memory and accuracy beside the references
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-cuda: $(READY) ## the same for CUDA, where there is a GPU
+	@$(BIN)/python -m benchmarks cuda $(ARGS)
 
 image: ## build the container image, e.g. make image IMAGE=losseval:1.0
 	@$(DOCKER) info >/dev/null 2>&1 || { echo "make image: '$(DOCKER)' finds no running engine. Start one, or name" \

@@ -1,26 +1,31 @@
-"""`python -m benchmarks [SECTION …] [--quick] [--markdown] [--json FILE]`: what `make bench` runs."""
+"""`python -m benchmarks [SECTION …] [--quick] [--markdown] [--json FILE] [--plot FILE] [--from FILE]`: `make bench`."""
 
 import argparse
-import dataclasses
 import importlib.metadata
-import json
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks import http, kernel, start
+from benchmarks import binary, codec, cuda, http, kernel, memory, plot, start
 from benchmarks.report import Table, render
+from benchmarks.results import Results
 
-SECTIONS: Final[Mapping[str, Callable[..., list[Table]]]] = {
+Section = Callable[..., list[Table]]
+SECTIONS: Final[Mapping[str, Section]] = {
     "kernel": kernel.run,
+    "codec": codec.run,
     "http": http.run,
+    "binary": binary.run,
+    "memory": memory.run,
     "start": start.run,
 }
-_LIBRARIES: Final = ("torch", "numpy", "uvicorn", "orjson", "pysimdjson")
+ON_DEMAND: Final[Mapping[str, Section]] = {"cuda": cuda.run}
+"""Needs what not every machine has."""
+_LIBRARIES: Final = ("torch", "numpy", "uvicorn", "orjson", "pysimdjson", "safetensors")
 
 
 def environment() -> dict[str, str | int]:
@@ -37,33 +42,55 @@ def _cpu() -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Prints every bar beside its reference.")
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; default: all")
-    parser.add_argument("--quick", action="store_true", help="under 90 seconds, with more noise")
+    known = [*SECTIONS, *ON_DEMAND]
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(known)}; default: all but cuda")
+    parser.add_argument("--quick", action="store_true", help="under 2.5 minutes, with more noise")
     parser.add_argument("--markdown", action="store_true", help="tables for a README")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number to FILE")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw every bar into FILE, as SVG")
+    parser.add_argument(
+        "--from", type=Path, metavar="FILE", dest="saved", help="measure nothing, read what --json wrote"
+    )
     options = parser.parse_args()
-    unknown = set(options.sections) - set(SECTIONS)
+    unknown = set(options.sections) - set(known)
     if unknown:
         parser.error(f"unknown sections: {', '.join(sorted(unknown))}")
     return options
 
 
-def main() -> None:
-    """Runs the sections asked for and prints their tables."""
-    options = _arguments()
+def _measure(options: argparse.Namespace) -> Results:
+    """Runs the sections asked for and prints the tables of each when it is done."""
     begun_at = time.perf_counter()
-    tables: list[Table] = []
+    sections: dict[str, list[Table]] = {}
     for name in options.sections or SECTIONS:
-        found = SECTIONS[name](is_quick=options.quick)
-        tables += found
-        for table in found:
-            print(render(table, markdown=options.markdown), flush=True)
-    about = environment()
-    print(f"{', '.join(f'{name} {value}' for name, value in about.items())}; {time.perf_counter() - begun_at:.0f} s")
+        sections[name] = {**SECTIONS, **ON_DEMAND}[name](is_quick=options.quick)
+        _show(sections[name], is_markdown=options.markdown)
+    return Results(environment(), options.quick, time.perf_counter() - begun_at, sections)
+
+
+def _read(options: argparse.Namespace) -> Results:
+    saved = Results.load(options.saved)
+    results = saved.of(options.sections) if options.sections else saved
+    for tables in results.sections.values():
+        _show(tables, is_markdown=options.markdown)
+    return results
+
+
+def _show(tables: Sequence[Table], *, is_markdown: bool) -> None:
+    for table in tables:
+        print(render(table, markdown=is_markdown), flush=True)
+
+
+def main() -> None:
+    """Measures, or reads, and shows."""
+    options = _arguments()
+    results = _read(options) if options.saved else _measure(options)
+    print(results.about)
     if options.json:
-        result = {"environment": about, "quick": options.quick, "tables": [dataclasses.asdict(one) for one in tables]}
-        options.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    if any(line.get("wrong answers") for table in tables for line in table.rows):
+        results.save(options.json)
+    if options.plot:
+        plot.save(results, options.plot)
+    if results.has_wrong_answers:
         sys.exit("some answers were wrong: their figures count for nothing")
 
 

@@ -92,7 +92,7 @@ def _speed(rows: int, classes: int, bar: Bar, plan: Plan, allocator: str) -> Row
     ]
     figure, reference = sorted(found, key=lambda pair: pair[0] / pair[1])[len(found) // 2]
     what = f"{rows:,}×{classes:,}{allocator}: million logits per CPU s, against F.cross_entropy + backward"
-    return row(what, figure=figure, reference=reference, bar=bar)
+    return row(what, figure=figure, reference=reference, bar=None if allocator else bar)
 
 
 def run(*, is_quick: bool) -> list[Table]:

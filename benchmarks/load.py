@@ -26,7 +26,25 @@ import uvloop
 _END_OF_HEAD = b"\r\n\r\n"
 _OK = b"200"
 _STATUS = slice(9, 12)
+_EXCERPT = 1000
 _GRACE_S = 30.0  # for the answers still under way when the clock stops
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Request:
+    """What is posted, again and again; the answer comes in whatever form the server prefers."""
+
+    path: str
+    body: bytes
+    content_type: str = "application/json"
+
+    def on_the_wire(self, port: int) -> bytes:
+        """Returns the whole HTTP request, head and body."""
+        head = (
+            f"POST {self.path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: {self.content_type}\r\n"
+            f"Accept: */*\r\nContent-Length: {len(self.body)}\r\n\r\n"
+        )
+        return head.encode() + self.body
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +93,7 @@ class _Run:
 class _Connection(asyncio.Protocol):
     """One keep-alive connection with one request under way."""
 
-    __slots__ = ("_begun", "_equal", "_head", "_length", "_received", "_run", "_transport", "closed")
+    __slots__ = ("_begun", "_equal", "_head", "_is_ok", "_length", "_received", "_run", "_transport", "closed")
 
     def __init__(self, run: _Run, closed: asyncio.Future[None]) -> None:
         self._run = run
@@ -83,6 +101,7 @@ class _Connection(asyncio.Protocol):
         self._head = b""
         self._length = -1
         self._received = 0
+        self._is_ok = True
         self._equal = True
         self._begun = 0.0
 
@@ -104,9 +123,10 @@ class _Connection(asyncio.Protocol):
                 return
             self._begin_body(data, end)
             data = data[end + len(_END_OF_HEAD) :]
-        start, self._received = self._received, self._received + len(data)
-        if data != self._run.expected[start : self._received]:
+        # `startswith` compares in place: a slice would copy, and == of memoryviews goes byte by byte.
+        if not self._run.expected.startswith(data, self._received):
             self._equal = False
+        self._received += len(data)
         if self._received >= self._length:
             self._finish()
 
@@ -115,16 +135,17 @@ class _Connection(asyncio.Protocol):
         self._received = 0
         self._length = content_length(data, end)
         self._equal = self._length == len(self._run.expected)
-        if data[_STATUS] != _OK:
-            self._run.not_ok += 1
-            self._equal = True  # counted once, as refused
+        self._is_ok = data[_STATUS] == _OK
+        if not self._is_ok and not self._run.not_ok:
+            sys.stderr.write(f"  the first answer that is not 200: {data[:_EXCERPT]!r}\n")
 
     def _finish(self) -> None:
         now = time.perf_counter()
         run = self._run
         run.begun.append(self._begun)
         run.ended.append(now)
-        run.different += not self._equal
+        run.not_ok += not self._is_ok
+        run.different += self._is_ok and not self._equal
         self._length = -1
         if now < run.stop_at:
             self._send()
@@ -156,22 +177,13 @@ def content_length(data: bytes, end: int) -> int:
     return int(data[at:stop])
 
 
-def fetch(port: int, path: str, body: bytes) -> tuple[int, bytes]:
-    """Posts `body` once, on a connection of its own; returns status and answer."""
+def fetch(port: int, request: Request) -> tuple[int, bytes]:
+    """Posts once, on a connection of its own; returns status and answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     with contextlib.closing(connection):
-        connection.request("POST", path, body, {"Content-Type": "application/json"})
+        connection.request("POST", request.path, request.body, {"Content-Type": request.content_type})
         response = connection.getresponse()
         return response.status, response.read()
-
-
-def request_bytes(port: int, path: str, body: bytes) -> bytes:
-    """Returns the whole HTTP request, head and body."""
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
-        f"Accept: */*\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
 
 
 def in_window(begun: list[float], ended: list[float], start: float, stop: float) -> float:
@@ -210,15 +222,15 @@ class Load:
     seconds: float
 
 
-def measure(port: int, path: str, body: bytes, load: Load) -> tuple[LoadResult, bytes]:
+def measure(port: int, request: Request, load: Load) -> tuple[LoadResult, bytes]:
     """Runs the load once; returns its figures and the first answer's body."""
-    status, answer = fetch(port, path, body)
+    status, answer = fetch(port, request)
     # Nothing here makes cycles, and a collection would count as the server's latency.
     gc.freeze()
     gc.disable()
     begun_at, cpu_at = time.perf_counter(), time.process_time()
     start, stop = begun_at + load.warmup_s, begun_at + load.warmup_s + load.seconds
-    run = _Run(request=request_bytes(port, path, body), expected=answer, stop_at=stop)
+    run = _Run(request=request.on_the_wire(port), expected=answer, stop_at=stop)
     run.not_ok += status != http.HTTPStatus.OK
     uvloop.run(_drive(run, port, load.connections))
     cpu_s, wall_s = time.process_time() - cpu_at, time.perf_counter() - begun_at
@@ -242,14 +254,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description="Closed-loop load generator.")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--path", required=True)
-    parser.add_argument("--body", type=Path, required=True, help="file with the JSON to post")
+    parser.add_argument("--body", type=Path, required=True, help="file with the body to post")
+    parser.add_argument("--content-type", default="application/json", help="of the body")
     parser.add_argument("--answer", type=Path, help="file for the first answer's body")
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--warmup", type=float, default=0.4, help="seconds not counted")
     parser.add_argument("--seconds", type=float, default=3.0)
     options = parser.parse_args()
     load = Load(connections=options.connections, warmup_s=options.warmup, seconds=options.seconds)
-    result, answer = measure(options.port, options.path, options.body.read_bytes(), load)
+    request = Request(options.path, options.body.read_bytes(), options.content_type)
+    result, answer = measure(options.port, request, load)
     if options.answer:
         options.answer.write_bytes(answer)
     sys.stdout.write(json.dumps(dataclasses.asdict(result)) + "\n")

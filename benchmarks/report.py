@@ -4,6 +4,7 @@ import dataclasses
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Self
 
 Cell = str | float | bool
 Row = Mapping[str, Cell]
@@ -28,6 +29,12 @@ class Bar:
         """Says whether the ratio is on the right side; NaN never is."""
         return ratio >= self.limit if self.is_floor else ratio <= self.limit
 
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads what `str` wrote."""
+        sign, limit = text.split()
+        return cls(float(limit), is_floor=sign == "≥")
+
     def __str__(self) -> str:
         return f"{'≥' if self.is_floor else '≤'} {self.limit:g}"
 
@@ -40,7 +47,7 @@ def at_most(limit: float) -> Bar:
     return Bar(limit, is_floor=False)
 
 
-def row(what: str, *, figure: float, reference: float, bar: Bar, is_valid: bool = True) -> Row:
+def row(what: str, *, figure: float, reference: float, bar: Bar | None, is_valid: bool = True) -> Row:
     """Builds a line of a table of bars; figures that come from wrong answers hold no bar."""
     ratio = figure / reference
     return {
@@ -48,9 +55,14 @@ def row(what: str, *, figure: float, reference: float, bar: Bar, is_valid: bool 
         "figure": figure,
         "reference": reference,
         "ratio": ratio,
-        "bar": str(bar),
-        "holds": is_valid and bar.holds(ratio),
+        "bar": str(bar or ""),
+        "holds": is_valid and bar.holds(ratio) if bar else "",
     }
+
+
+def number(value: float) -> str:
+    """Writes a number with three digits that count."""
+    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
 
 
 def median(values: Iterable[float]) -> float:
@@ -86,4 +98,4 @@ def _text(cell: Cell) -> str:
         return "yes" if cell else "NO"
     if isinstance(cell, str):
         return cell
-    return f"{cell:,.0f}" if isinstance(cell, int) or abs(cell) >= 1000 else f"{cell:#.3g}".rstrip(".")
+    return number(cell)

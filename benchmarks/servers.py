@@ -48,6 +48,28 @@ class Server:
         fields = stat.rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
 
+    def resident_bytes(self) -> int:
+        """Returns the memory it has now."""
+        return self._status_bytes("VmRSS")
+
+    def peak_bytes(self) -> int:
+        """Returns the most memory it had since `forget_peak`."""
+        return self._status_bytes("VmHWM")
+
+    def forget_peak(self) -> None:
+        """Begins a new peak at the memory it has now (proc(5): 5 into clear_refs).
+
+        Where the kernel has no such file, the start of the process counts too: a peak can come out too high, never too
+        low.
+        """
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{self.process.pid}/clear_refs").write_text("5", encoding="ascii")
+
+    def _status_bytes(self, field: str) -> int:
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii", errors="replace")
+        _, _, line = status.partition(f"{field}:")
+        return int(line.split()[0]) * 1024  # its kB are KiB
+
 
 def service(*flags: str, name: str = "service") -> Launch:
     """Describes the service with further flags."""
@@ -125,8 +147,10 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 def running(launch: Launch) -> Iterator[Server]:
     """Runs a server until the block ends; its log goes to a file, as a collector would have it.
 
+    Every error in the block carries the end of that log.
+
     Raises:
-        RuntimeError: It ended or did not become ready; carries the end of its log.
+        RuntimeError: It ended or did not become ready.
     """
     port = free_port()
     command = [sys.executable, *launch.arguments, "--port", str(port)]
@@ -138,9 +162,9 @@ def running(launch: Launch) -> Iterator[Server]:
         try:
             _wait_until_ready(process, port, launch)
             yield Server(launch, port, process, time.perf_counter() - begun_at)
-        except RuntimeError as error:
+        except Exception as error:
             log.seek(0)
-            error.add_note(log.read()[-2000:].decode(errors="replace"))
+            error.add_note(f"The log of {launch.name} ends:\n{log.read()[-2000:].decode(errors='replace')}")
             raise
         finally:
             stop(process)

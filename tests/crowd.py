@@ -57,11 +57,14 @@ class Crowd:
         for connection in self._connections:
             connection.close()
 
-    def fire(self, bodies: Sequence[bytes]) -> list[Reply]:
-        """Send all bodies at once, behind one that keeps the device busy, and read the answers."""
+    def fire(self, bodies: Sequence[bytes], headers: Sequence[Mapping[str, str]] = ()) -> list[Reply]:
+        """Send all bodies at once, behind one that keeps the device busy, and read the answers.
+
+        They are JSON, unless each has headers of its own.
+        """
         used = list(zip(self._connections, [BUSY, *bodies], strict=False))
-        for connection, body in used:
-            connection.request("POST", PATH, body, JSON)
+        for (connection, body), given in zip(used, [JSON, *(headers or [JSON] * len(bodies))], strict=True):
+            connection.request("POST", PATH, body, given)
         replies = []
         for connection, _ in used:
             response = connection.getresponse()

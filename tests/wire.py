@@ -1,4 +1,4 @@
-"""JSON bodies as a client without any library of ours would write and read them."""
+"""Bodies as a client without any library of ours would write and read them: JSON, and safetensors by its package."""
 
 import base64
 import json
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
@@ -27,6 +28,7 @@ NUMPY_DTYPES = {
     "U8": "<u1",
 }
 NAMES = {np.dtype(code): name for name, code in NUMPY_DTYPES.items()}
+TENSOR_FIELDS = {"logits": "F32", "labels": "I64", "weight": "F64", "sample_weight": "F64", "grad_output": "F64"}
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -88,3 +90,50 @@ def encode(fields: Mapping[str, Any], *, arrays: str = "nested") -> bytes:
         return value
 
     return json.dumps({name: plain(value) for name, value in fields.items()}, allow_nan=False).encode()
+
+
+def as_arrays(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields with nested numbers as the arrays they stand for; floating labels are probabilities."""
+
+    def array(name: str, value: Any) -> Any:  # noqa: ANN401  any field
+        if name not in TENSOR_FIELDS or isinstance(value, np.ndarray | torch.Tensor):
+            return value
+        found = np.array(read_number(value))
+        return (
+            found if found.dtype.kind == "f" and name == "labels" else found.astype(NUMPY_DTYPES[TENSOR_FIELDS[name]])
+        )
+
+    return {name: array(name, value) for name, value in fields.items()}
+
+
+def encode_tensors(fields: Mapping[str, Any], metadata: dict[str, str] | None = None) -> bytes:
+    """Safetensors file of those fields that are arrays."""
+    tensors = {
+        name: torch.as_tensor(np.array(value) if isinstance(value, np.ndarray) else value).detach().contiguous()
+        for name, value in fields.items()
+        if isinstance(value, np.ndarray | torch.Tensor)
+    }
+    body: bytes = safetensors.torch.save(tensors, metadata)
+    return body
+
+
+def encode_query(fields: Mapping[str, Any]) -> dict[str, str]:
+    """Query parameters of those fields that are no arrays."""
+    return {
+        name: ",".join(value) if name == "include" else value if isinstance(value, str) else json.dumps(value)
+        for name, value in fields.items()
+        if not isinstance(value, np.ndarray | torch.Tensor)
+    }
+
+
+def read_tensors(body: bytes) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file, read by its own package."""
+    tensors: dict[str, torch.Tensor] = safetensors.torch.load(body)
+    return tensors
+
+
+def read_header(body: bytes) -> dict[str, Any]:
+    """Header of a safetensors file, which the package shows only of files on a disk."""
+    length = int.from_bytes(body[:8], "little")
+    header: dict[str, Any] = json.loads(body[8 : 8 + length])
+    return header

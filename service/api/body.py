@@ -113,9 +113,8 @@ def abandoned_when_gone(receive: Receive, interruption: Interruption) -> Iterato
     watcher: asyncio.Task[None] | None = None
 
     async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        interruption.stop(ClientGone())
+        if (await receive())["type"] == "http.disconnect":  # nothing else comes after a body
+            interruption.stop(ClientGone())
 
     def start() -> None:
         nonlocal watcher

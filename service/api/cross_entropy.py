@@ -1,7 +1,10 @@
 """`POST /v1/cross-entropy`: from an ASGI scope to an answer, in the order in which things can be refused."""
 
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 
 from starlette.types import Receive, Scope, Send
 
@@ -10,6 +13,7 @@ from ..engine.admission import Admission, Wire
 from ..engine.evaluator import Evaluated, Evaluator, off_loop_if
 from ..errors import NotReady
 from ..loss.evaluation import answer_size
+from ..loss.options import LossOptions
 from ..telemetry.record import RequestRecord
 from ..wire import json_body, safetensors_body
 from .body import ClientGone, Interruption, abandoned_when_gone, read_body
@@ -17,8 +21,10 @@ from .health import Health
 from .middleware.observation import record_of
 from .negotiation import JSON, BodyLimits, Head
 from .query import move_grad_output, read_query, refuse_query
-from .schemas import SCALAR_FIELDS, Options, parse_options
+from .schemas import SCALAR_FIELDS, Encoding, parse_options
 
+Payload = tuple[int, Iterator[Buffer]]
+"""The length of an answer, and its parts in order."""
 PATH = "/v1/cross-entropy"
 JOINED_BYTES = 1 << 16
 """Up to here one write is cheaper than a copy less."""
@@ -34,92 +40,118 @@ class CrossEntropy:
         self._health = health
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request, unless its caller goes."""
+        """Answers one request, unless its caller goes; what it reserved is held until the answer is on its way."""
         record = record_of(scope)
         record.route = PATH
         head = Head.of(scope["headers"], timeout_s=self._limits.timeout_s)
         record.wire = head.wire
+        deadline = time.monotonic() + head.timeout_s
+        reserved = self._admit(head)
         try:
-            parts = await self._answer(scope, receive, head, record)
+            payload = await self._answer(scope, receive, head, record, deadline)
+            await _send(send, payload, head.answer, record)
         except ClientGone:
             record.gone_in = "evaluation" if record.received_bytes else "body"
-            return
-        length = sum(map(len, parts))
-        headers = [
-            (b"content-type", head.answer.encode()),
-            (b"content-length", str(length).encode()),
-            (b"server-timing", record.server_timing().encode()),
-        ]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        if length <= JOINED_BYTES:
-            parts = [b"".join(parts)]
-        for part in parts[:-1]:
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-        await send({"type": "http.response.body", "body": parts[-1]})
+        finally:
+            self._admission.release(reserved)
 
-    async def _answer(self, scope: Scope, receive: Receive, head: Head, record: RequestRecord) -> Sequence[Buffer]:
-        deadline = time.monotonic() + head.timeout_s
-        limits, admission, wire = self._limits, self._admission, head.wire
-        announced = limits.longest(wire) if head.content_length is None else head.content_length
-        limits.check(wire, announced)
+    def _admit(self, head: Head) -> int:
+        """Reserves the bytes the request can cost, from its headers alone."""
+        longest = self._limits.longest(head.wire)
+        announced = longest if head.content_length is None else head.content_length
+        self._limits.check(head.wire, announced)
         if not self._health.is_warm:
             raise NotReady("The service is warming up; /readyz tells when it is ready.")
-        admission.check_queue(wire, announced, remaining_s=head.timeout_s)
-        reserved = admission.reserve(wire, announced)
-        try:
-            with Interruption() as interruption:
-                body = await read_body(
-                    receive,
-                    interruption,
-                    lambda size: limits.check(wire, size),
-                    content_length=head.content_length,
-                    timeout_s=limits.timeout_s,
-                    caller_timeout_s=head.timeout_s,
-                )
-                record.received_bytes, record.holds_back_body = len(body), False
-                admission.check_queue(wire, len(body), remaining_s=deadline - time.monotonic())
-                work = admission.enter(wire, len(body))
-                try:
-                    with abandoned_when_gone(receive, interruption):
-                        return await self._evaluate(body, scope["query_string"], head, record, deadline)
-                finally:
-                    admission.leave(work)
-        finally:
-            admission.release(reserved)
+        self._admission.check_queue(head.wire, announced, remaining_s=head.timeout_s)
+        return self._admission.reserve(head.wire, announced)
 
-    async def _evaluate(
-        self, body: Buffer, query_string: bytes, head: Head, record: RequestRecord, deadline: float
-    ) -> Sequence[Buffer]:
-        started = time.perf_counter()
-        arrays, options = _decode(body, query_string, head.wire)
-        loss_options = options.loss_options()
-        numbers = answer_size(arrays["logits"].shape, loss_options) if "logits" in arrays else 0
-        self._limits.check_answer(head.answer, numbers)
-        decode_s = time.perf_counter() - started
-        evaluated = await self._evaluator.evaluate(arrays, loss_options, deadline=deadline)
+    async def _answer(
+        self, scope: Scope, receive: Receive, head: Head, record: RequestRecord, deadline: float
+    ) -> Payload:
+        limits, admission, wire = self._limits, self._admission, head.wire
+        with Interruption() as interruption:
+            body = await read_body(
+                receive,
+                interruption,
+                partial(limits.check, wire),
+                content_length=head.content_length,
+                timeout_s=limits.timeout_s,
+                caller_timeout_s=head.timeout_s,
+            )
+            record.received_bytes, record.holds_back_body = len(body), False
+            admission.check_queue(wire, len(body), remaining_s=deadline - time.monotonic())
+            work = admission.enter(wire, len(body))
+            try:
+                with abandoned_when_gone(receive, interruption):
+                    # JSON is parsed with the interpreter's lock held: a thread would not help.
+                    copied_bytes = len(body) if wire == "binary" else 0
+                    decode = partial(_Request.of, body, scope["query_string"], wire)
+                    request = await off_loop_if(copied_bytes, decode)
+                    del body, decode  # the memory is needed again, unless the arrays are views of it
+                    limits.check_answer(head.answer, request.numbers)
+                    return await self._evaluate(request, head, record, deadline)
+            finally:
+                admission.leave(work)
+
+    async def _evaluate(self, request: "_Request", head: Head, record: RequestRecord, deadline: float) -> Payload:
+        evaluated = await self._evaluator.evaluate(request.arrays, request.options, deadline=deadline)
         computed = time.perf_counter()
-        parts = await off_loop_if(numbers, lambda: _encode(evaluated, head.answer, options))
-        decode_s += evaluated.validate_s
+        payload = await off_loop_if(request.numbers, lambda: _encode(evaluated, head.answer, request.encoding))
+        decode_s = request.decode_s + evaluated.validate_s
         encode_s = evaluated.reduce_s + time.perf_counter() - computed
         _note(record, evaluated, decode_s, encode_s)
-        self._admission.observe(head.wire, len(body), decode_s + evaluated.computed.compute_share_s + encode_s)
-        return parts
+        work_s = decode_s + evaluated.computed.compute_share_s + encode_s
+        self._admission.observe(head.wire, request.size, work_s)
+        return payload
 
 
-def _decode(body: Buffer, query_string: bytes, wire: Wire) -> tuple[dict[str, Array], Options]:
-    if wire == "json":
-        refuse_query(query_string)
-        arrays, scalars = json_body.decode(body, SCALAR_FIELDS)
-    else:
-        scalars = read_query(query_string)
-        arrays = safetensors_body.decode(body)
-        move_grad_output(scalars, arrays)
-    return arrays, parse_options(scalars)
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A decoded body; `numbers` is how many the answer will hold."""
+
+    arrays: dict[str, Array]
+    options: LossOptions
+    encoding: Encoding
+    size: int
+    numbers: int
+    decode_s: float
+
+    @classmethod
+    def of(cls, body: Buffer, query_string: bytes, wire: Wire) -> "_Request":
+        started = time.perf_counter()
+        if wire == "json":
+            refuse_query(query_string)
+            arrays, scalars = json_body.decode(body, SCALAR_FIELDS)
+        else:
+            scalars = read_query(query_string)
+            arrays = safetensors_body.decode(body)
+            move_grad_output(scalars, arrays)
+        options, encoding = parse_options(scalars)
+        numbers = answer_size(arrays["logits"].shape, options) if "logits" in arrays else 0
+        return cls(arrays, options, encoding, len(body), numbers, time.perf_counter() - started)
 
 
-def _encode(evaluated: Evaluated, media_type: str, options: Options) -> Sequence[Buffer]:
+async def _send(send: Send, payload: Payload, media_type: str, record: RequestRecord) -> None:
+    length, parts = payload
+    headers = [
+        (b"content-type", media_type.encode()),
+        (b"content-length", str(length).encode()),
+        (b"server-timing", record.server_timing().encode()),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    if length <= JOINED_BYTES:
+        await send({"type": "http.response.body", "body": b"".join(parts)})
+        return
+    for part in parts:
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+        await asyncio.sleep(0)  # others have their turn while the next part is made
+    await send({"type": "http.response.body", "body": b""})  # waits until most of it has left
+
+
+def _encode(evaluated: Evaluated, media_type: str, encoding: Encoding) -> Payload:
     if media_type == JSON:
-        return json_body.encode(_fields(evaluated), base64=options.encoding == "base64")
+        parts = json_body.encode(_fields(evaluated), base64=encoding == "base64")
+        return sum(map(len, parts)), iter(parts)
     return safetensors_body.encode(_fields(evaluated))
 
 
@@ -135,7 +167,8 @@ def _note(record: RequestRecord, evaluated: Evaluated, decode_s: float, encode_s
     computed, evaluation = evaluated.computed, evaluated.evaluation
     record.rows, record.classes = evaluation.rows, evaluation.classes
     record.batch_requests, record.batch_rows = computed.batch_requests, computed.batch_rows
-    record.stages = {"decode": decode_s, "queue": computed.queue_s, "compute": computed.compute_s}
+    stages = {"decode": decode_s, "queue": computed.queue_s, "compute": computed.compute_s}
     if computed.transfer_s is not None:
-        record.stages["transfer"] = computed.transfer_s
-    record.stages["encode"] = encode_s
+        stages["transfer"] = computed.transfer_s
+    stages["encode"] = encode_s
+    record.stages_ms = {name: round(seconds * 1e3, 3) for name, seconds in stages.items()}

@@ -112,8 +112,10 @@ def add_cross_entropy(app: FastAPI, endpoint: ASGIApp) -> None:
 
 def _query_parameters() -> list[dict[str, Any]]:
     """Returns OpenAPI's parameters for the options of a binary request."""
-    number = {"type": "number", "description": CrossEntropyRequest.model_fields["grad_output"].description}
+    number = {"type": "number", "description": "Upstream gradient, a number; an array of them is a tensor of the body."}
     fields = Options.model_json_schema()["properties"] | {"grad_output": number}
+    for schema in fields.values():  # a parameter is left out, never null
+        schema.update(next((kind for kind in schema.pop("anyOf", ()) if kind != {"type": "null"}), {}))
     return [
         {
             "name": name,

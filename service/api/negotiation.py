@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ..engine.admission import Wire
 from ..errors import InvalidHeader, LimitExceeded, NotAcceptable, UnsupportedContentEncoding, UnsupportedMediaType
@@ -54,11 +55,10 @@ class BodyLimits:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The headers of an evaluation, checked."""
+    """The headers of an evaluation, checked; `answer` is the media type of the answer."""
 
     wire: Wire
     answer: str
-    """The media type of the answer."""
     content_length: int | None
     timeout_s: float
 
@@ -72,12 +72,22 @@ class Head:
         found: dict[bytes, bytes] = {}
         for name, value in headers:
             found[name] = found[name] + b", " + value if name in found else value
-        timeout_s = _timeout(found.get(b"x-request-timeout"), timeout_s)
-        wire = wire_of(found.get(b"content-type", b""))
-        check_content_encoding(found.get(b"content-encoding", b""))
-        answer = answer_type(found.get(b"accept", b""), wire)
+        if b"x-request-timeout" in found:
+            timeout_s = _timeout(found[b"x-request-timeout"], timeout_s)
+        wire, answer = _negotiate(*(found.get(name, b"") for name in _NEGOTIATED))
         length = found.get(b"content-length")
         return cls(wire, answer, None if length is None else int(length), timeout_s)
+
+
+_NEGOTIATED = (b"content-type", b"content-encoding", b"accept")
+
+
+@lru_cache(maxsize=256)
+def _negotiate(content_type: bytes, content_encoding: bytes, accept: bytes) -> tuple[Wire, str]:
+    """Decides on the forms of request and answer; once for each kind of client."""
+    wire = wire_of(content_type)
+    check_content_encoding(content_encoding)
+    return wire, answer_type(accept, wire)
 
 
 def wire_of(content_type: bytes) -> Wire:
@@ -86,8 +96,6 @@ def wire_of(content_type: bytes) -> Wire:
     Raises:
         UnsupportedMediaType: The type is missing or another.
     """
-    if content_type == b"application/json":
-        return "json"
     kind, *parameters = (part.strip() for part in content_type.decode("latin-1").lower().split(";"))
     charsets = [part.partition("=")[2].strip(' "') for part in parameters if part.startswith("charset")]
     if kind not in WIRES or (kind == JSON and not {"utf-8", "utf8", "us-ascii"}.issuperset(charsets)):
@@ -112,9 +120,7 @@ def answer_type(accept: bytes, wire: Wire) -> str:
     Raises:
         NotAcceptable: No range in Accept with a weight above 0 covers any.
     """
-    if accept in {b"", b"*/*"}:
-        return JSON if wire == "json" else SAFETENSORS
-    ranges = _ranges(accept.decode("latin-1").lower())
+    ranges = _ranges(accept.decode("latin-1").lower() or "*/*")
     json, safetensors, alias = (_weight(ranges, kind) for kind in (JSON, SAFETENSORS, OCTETS))
     binary = max(safetensors, alias)
     if json == binary == 0:
@@ -139,14 +145,12 @@ def _weight(ranges: Mapping[str, float], media_type: str) -> float:
 
 def _quality(text: str) -> float:
     try:
-        return float(text)
+        return min(1.0, max(0.0, float(text)))  # in this order, NaN is 0
     except ValueError:
         return 1.0
 
 
-def _timeout(value: bytes | None, longest_s: float) -> float:
-    if value is None:
-        return longest_s
+def _timeout(value: bytes, longest_s: float) -> float:
     try:
         seconds = float(value)
     except ValueError:

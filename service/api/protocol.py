@@ -1,5 +1,6 @@
 """uvicorn's HTTP/1.1 protocol, with a bound on headers, its own refusals as problem documents, and offers declined."""
 
+import asyncio
 import uuid
 
 import httptools
@@ -7,6 +8,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from .. import __version__
 from ..errors import HeadersTooLarge, MalformedRequest, ServiceError
+from .gathering import GatheringTransport
 from .problems import MEDIA_TYPE, document, status_of
 
 MAX_HEADER_BYTES = 64 * 1024
@@ -20,6 +22,10 @@ class HttpProtocol(HttpToolsProtocol):
     _header_bytes = 0
     _are_headers_complete = False
     _is_resuming = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own is narrower
+        """Puts a gathering transport between the protocol and the socket."""
+        super().connection_made(GatheringTransport(transport, self.loop))  # type: ignore[arg-type]  # all that is used of one
 
     def data_received(self, data: bytes) -> None:
         """Parses what came; an offer to upgrade the protocol is ignored, as RFC 9110, section 7.8, allows."""
@@ -57,6 +63,13 @@ class HttpProtocol(HttpToolsProtocol):
         if not self._is_resuming:
             self._are_headers_complete = True
             super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Hands a piece of the body on as it is: only one that comes before the last was taken is joined to it."""
+        if not self.cycle.body:
+            self.cycle.body = body  # type: ignore[assignment]  # bytes(…) of which is no copy
+            body = b""
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Ends the request, unless the parser only stopped at an offer to upgrade."""

@@ -61,4 +61,4 @@ def _number_or_text(text: str) -> object:
         value = orjson.loads(text)
     except ValueError:
         return text
-    return value if type(value) in {int, float} else text
+    return value if type(value) in {int, float} and text == text.strip() else text

@@ -3,8 +3,11 @@
 The arrays are documented here but not validated here: they go straight into numpy.
 """
 
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from typing_extensions import TypeAliasType
 
@@ -21,6 +24,7 @@ from ..loss.options import (
     Reduction,
 )
 
+Encoding = Literal["array", "base64"]
 NonFinite = Literal["NaN", "Infinity", "-Infinity"]
 NestedNumbers = TypeAliasType("NestedNumbers", "float | NonFinite | list[NestedNumbers]")
 Nested = TypeAliasType("Nested", "float | list[Nested]")
@@ -76,9 +80,7 @@ class Options(BaseModel):
     gradient_dtype: FloatName | None = Field(
         None, description="Dtype of `gradients`; F32 by default, F64 for F64 logits."
     )
-    encoding: Literal["array", "base64"] = Field(
-        "array", description="base64: tensors of rank >= 1 in the response are tensor objects."
-    )
+    encoding: Encoding = Field("array", description="base64: tensors of rank >= 1 in the response are tensor objects.")
 
     @field_validator("class_axis", mode="before")
     @classmethod
@@ -204,16 +206,23 @@ class Problem(BaseModel):
 SCALAR_FIELDS = frozenset(Options.model_fields)
 
 
-def parse_options(fields: dict[str, object]) -> Options:
-    """Validates the scalar fields.
+def parse_options(fields: Mapping[str, object]) -> tuple[LossOptions, Encoding]:
+    """Validates the scalar fields; what they say of the loss, and of its encoding.
 
     Raises:
         UnknownField, MissingField, InvalidValue: With a pointer to each field, never its content.
     """
+    return _parse_options(orjson.dumps(fields))
+
+
+@lru_cache(maxsize=256)
+def _parse_options(fields: bytes) -> tuple[LossOptions, Encoding]:
+    """Validates options once, however many requests have them; as bytes, in which 1, 1.0 and true differ."""
     try:
-        return Options.model_validate(fields)
+        options = Options.model_validate(orjson.loads(fields))
     except ValidationError as error:
         raise _translated(error) from None
+    return options.loss_options(), options.encoding
 
 
 _KINDS: dict[str, type[ServiceError]] = {"extra_forbidden": UnknownField, "missing": MissingField}

@@ -44,12 +44,15 @@ class WorkEstimate:
     seconds_mean: float = 3e-4
     variance: float = 0.0
     covariance: float = 0.0
+    slope: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.slope = self.prior_slope
 
     def seconds(self, size: int) -> float:
         """Estimates the work of a body of `size` bytes."""
-        slope = (self.covariance + self.prior_slope * _RIDGE) / (self.variance + _RIDGE)
-        slope = min(max(slope, 0.0), self.seconds_mean / max(self.size, 1.0))  # the offset is never negative
-        return max(self.seconds_mean + slope * (size - self.size), _MIN_WORK_S)
+        work = self.seconds_mean + self.slope * (size - self.size)
+        return max(work, _MIN_WORK_S)
 
     def observe(self, size: int, seconds: float) -> None:
         """Learns from a request that was answered."""
@@ -58,6 +61,8 @@ class WorkEstimate:
         self.seconds_mean += _LEARNING * beyond_seconds
         self.variance = (1 - _LEARNING) * (self.variance + _LEARNING * beyond_size**2)
         self.covariance = (1 - _LEARNING) * (self.covariance + _LEARNING * beyond_size * beyond_seconds)
+        slope = (self.covariance + self.prior_slope * _RIDGE) / (self.variance + _RIDGE)
+        self.slope = min(max(slope, 0.0), self.seconds_mean / max(self.size, 1.0))  # the offset is never negative
 
 
 @dataclass(slots=True)

@@ -34,19 +34,24 @@ def gather(evaluations: Sequence[Evaluation]) -> dict[str, Array]:
         "logits": _joined([one.logits for one in evaluations]),
         "labels": _joined([one.labels for one in evaluations]),
     }
+    rows = [one.rows for one in evaluations]
     weights = [one.weighting.row_weight for one in evaluations]
     if any(weight is not None for weight in weights):
-        rows = [one.rows for one in evaluations]
-        filled = [np.ones(n) if weight is None else weight for weight, n in zip(weights, rows, strict=True)]
-        arrays["row_weight"] = _joined(filled).astype(arithmetic)
+        arrays["row_weight"] = _factors([1.0 if one is None else one for one in weights], rows).astype(arithmetic)
     scales = [scale for one in evaluations if (scale := one.weighting.gradient_scale) is not None]
     if scales:
-        scale = _joined(scales)
+        scale = _factors(scales, rows)
         arrays["gradient_scale"] = scale.astype(arithmetic)
-        zero_rows = np.flatnonzero(scale == 0)
-        if zero_rows.size:
-            arrays["zero_rows"] = zero_rows
+        if not scale.all():
+            arrays["zero_rows"] = np.flatnonzero(scale == 0)
     return arrays
+
+
+def _factors(factors: Sequence[Array | float], rows: Sequence[int]) -> Array:
+    """Joins factors of rows, of which a number stands for all rows of its evaluation."""
+    if all(isinstance(factor, float) for factor in factors):
+        return np.repeat(np.array(factors), rows)
+    return np.concatenate([np.broadcast_to(factor, count) for factor, count in zip(factors, rows, strict=True)])
 
 
 class TorchDevice:

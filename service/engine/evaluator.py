@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -36,11 +36,12 @@ class Evaluator:
         self._batcher = batcher
         self._limits = limits
 
-    async def evaluate(self, arrays: Mapping[str, Array], options: LossOptions, *, deadline: float) -> Evaluated:
+    async def evaluate(self, arrays: dict[str, Array], options: LossOptions, *, deadline: float) -> Evaluated:
         """Computes what the options include.
 
         Args:
-            arrays: As `loss.validation.validate` takes them.
+            arrays: As `loss.validation.validate` takes them; emptied, since what was sent is not needed any more when
+                its rows had to be copied out of it.
             options: The scalar options.
             deadline: On the engine's clock; the work is dropped when it passes.
 
@@ -51,6 +52,7 @@ class Evaluator:
         started = time.perf_counter()
         size = sum(array.size for array in arrays.values())
         evaluation = await off_loop_if(size, lambda: validate(arrays, options, self._limits))
+        arrays.clear()
         validated = time.perf_counter()
         computed = await self._batcher.submit(evaluation, deadline=deadline)
         resumed = time.perf_counter()

@@ -87,10 +87,10 @@ def sample_shape(shape: tuple[int, ...], option: int) -> tuple[int, ...]:
 
 def answer_size(shape: tuple[int, ...], options: LossOptions) -> int:
     """Returns how many numbers the arrays of an answer hold, for logits of this shape."""
-    elements = math.prod(shape)
+    include, elements = options.include, math.prod(shape)
     classes = shape[class_axis(len(shape), options.class_axis)] if shape else 1
-    matrices = len({"gradients", "probabilities"}.intersection(options.include))
-    columns = len(options.include) - matrices - len({"loss", "summary"}.intersection(options.include))
+    matrices = ("gradients" in include) + ("probabilities" in include)
+    columns = len(include) - matrices - ("loss" in include) - ("summary" in include)
     return elements * matrices + elements // max(1, classes) * columns
 
 

@@ -11,6 +11,8 @@ from .diagnostics import summarize
 from .evaluation import Evaluation, Warning_, from_rows
 
 PER_SAMPLE = ("losses", "nll", "logsumexp", "entropy", "margin", "gradient_norm")
+_FEW = 64
+"""So many numbers are added in Python before numpy has begun."""
 ZERO_WHERE_IGNORED = ("nll", "margin", "gradient_norm")
 
 
@@ -34,27 +36,32 @@ def reduce(evaluation: Evaluation, rows: Mapping[str, Array]) -> Answer:
         rows: The kernel's outputs of its rows alone.
     """
     options, ignored = evaluation.options, evaluation.ignored
-    with np.errstate(all="ignore"):  # NaN and infinity are answers here
-        losses = rows["losses"]
-        loss_sum = float(losses.sum(dtype=np.float64))
-        ignored_count = 0 if ignored is None else int(np.count_nonzero(ignored))
-        values: dict[str, object] = {}
-        if "loss" in options.include and options.reduction != "none":
-            values["loss"] = (
-                loss_sum if options.reduction == "sum" else _ratio(loss_sum, evaluation.weighting.normalizer)
-            )
-        values |= {
-            "loss_sum": loss_sum,
-            "normalizer": evaluation.weighting.normalizer,
-            "count": evaluation.rows - ignored_count,
-            "ignored": ignored_count,
-        }
-        for name in options.include:
-            if name == "summary":
+    loss_sum = _total(rows["losses"])
+    ignored_count = 0 if ignored is None else int(np.count_nonzero(ignored))
+    values: dict[str, object] = {}
+    if "loss" in options.include and options.reduction != "none":
+        values["loss"] = loss_sum if options.reduction == "sum" else _ratio(loss_sum, evaluation.weighting.normalizer)
+    values |= {
+        "loss_sum": loss_sum,
+        "normalizer": evaluation.weighting.normalizer,
+        "count": evaluation.rows - ignored_count,
+        "ignored": ignored_count,
+    }
+    for name in options.include:
+        if name == "summary":
+            with np.errstate(all="ignore"):  # NaN and infinity are answers here
                 values[name] = summarize(evaluation, rows)
-            elif name != "loss":
-                values[name] = _shaped(name, rows[name], evaluation)
+        elif name != "loss":
+            values[name] = _shaped(name, rows[name], evaluation)
     return Answer(values, evaluation.warnings + _warnings(evaluation, rows, loss_sum))
+
+
+def _total(losses: Array) -> float:
+    """Returns the sum in float64, by a way that depends on the number of rows alone."""
+    if losses.size <= _FEW:
+        return float(sum(losses.tolist()))
+    with np.errstate(all="ignore"):
+        return float(losses.sum(dtype=np.float64))
 
 
 def _ratio(loss_sum: float, normalizer: float) -> float:
@@ -68,7 +75,7 @@ def _shaped(name: str, rows: Array, evaluation: Evaluation) -> Array:
         rows = np.where(evaluation.ignored, 0, rows)
     if name in PER_SAMPLE:
         rows = rows.astype(np.float64 if evaluation.logits.dtype == np.float64 else np.float32, copy=False)
-    return rows.reshape(evaluation.sample_shape)
+    return rows if len(evaluation.shape) == 2 else rows.reshape(evaluation.sample_shape)  # noqa: PLR2004 - (N, C)
 
 
 def _warnings(evaluation: Evaluation, rows: Mapping[str, Array], loss_sum: float) -> tuple[Warning_, ...]:

@@ -138,7 +138,7 @@ def _check_probabilities(rows: Array, shape: tuple[int, ...]) -> None:
     good = inside & (np.abs(wide.sum(axis=1) - 1) <= PROBABILITY_TOLERANCE)
     if not good.all():
         detail = "the row is not in [0, 1] or does not sum to 1 within 1e-3; is it input=logits?"
-        summary = f"{np.count_nonzero(~good)} rows of the logits are not probabilities"
+        summary = f"rows of the logits that are not probabilities: {np.count_nonzero(~good)}"
         raise error_at(InvalidValue, "logits", summary, bad=~good, shape=shape, describe=lambda _: detail)
 
 
@@ -154,7 +154,7 @@ def _check_indices(
     # negative label is a large one.
     as_unsigned = flat.astype(np.int64, copy=False).view(np.uint64)
     if int(np.maximum.reduce(as_unsigned)) < classes and not 0 <= ignore_index < classes:
-        return flat.astype(np.int64, copy=False), None
+        return flat.astype(np.int64), None  # a copy: a view would hold all that was sent with it
     ignored = flat == ignore_index
     bad = ~ignored & ((flat < 0) | (flat >= classes))
     if bad.any():

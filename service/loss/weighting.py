@@ -21,12 +21,13 @@ class Weighting:
     """The factors of the rows.
 
     `normalizer` is D, what the mean divides by. `row_weight` (R,) multiplies the losses, None for all ones.
-    `gradient_scale` (R,) multiplies the gradients with respect to logits / temperature; None where none are asked for.
+    `gradient_scale` multiplies the gradients with respect to logits / temperature: (R,), or a number that holds for all
+    rows; None where none are asked for.
     """
 
     normalizer: float
     row_weight: Array | None
-    gradient_scale: Array | None
+    gradient_scale: Array | float | None
 
 
 def weigh(  # noqa: PLR0913 - all that decides what a row counts
@@ -62,11 +63,11 @@ def weigh(  # noqa: PLR0913 - all that decides what a row counts
         return Weighting(normalizer, row_weight, None)
     divisor = normalizer if options.reduction == "mean" else 1.0
     scale = upstream / divisor / options.temperature if divisor else 0.0
-    rows = np.full(labels.shape[0], scale) if row_weight is None else row_weight * scale
-    if not np.isfinite(rows).all():
+    scale = scale if row_weight is None else row_weight * scale
+    if not (math.isfinite(scale) if isinstance(scale, float) else np.isfinite(scale).all()):
         detail = "grad_output * sample_weight / (normalizer * temperature) is beyond float64"
         raise NumberOutOfRange.at("#/grad_output", detail)
-    return Weighting(normalizer, row_weight, rows)
+    return Weighting(normalizer, row_weight, scale)
 
 
 def _normalizer(
@@ -148,18 +149,13 @@ def _upstream(grad_output: Array, shape: tuple[int, ...], options: LossOptions) 
 
 def fits_float32(options: LossOptions, class_weight: Array | None, weighting: Weighting) -> bool:
     """Whether float32 can multiply the factors: any two of them, without reaching 0 or infinity."""
-    numbers = (options.temperature, options.z_loss)
-    arrays = (class_weight, weighting.row_weight, weighting.gradient_scale)
-    return all(_is_moderate(number) for number in numbers) and all(
-        array is None or _are_moderate(array) for array in arrays
-    )
+    factors = (options.temperature, options.z_loss, class_weight, weighting.row_weight, weighting.gradient_scale)
+    return all(map(_is_moderate, factors))
 
 
-def _is_moderate(number: float) -> bool:
-    return number == 0 or _SMALLEST <= abs(number) <= _LARGEST
-
-
-def _are_moderate(array: Array) -> bool:
+def _is_moderate(array: Array | float | None) -> bool:
+    if array is None or isinstance(array, int | float):
+        return not array or _SMALLEST <= abs(array) <= _LARGEST
     if array.size == 0 or (array.min() >= _SMALLEST and array.max() <= _LARGEST):
         return True
     sizes = np.abs(array)

@@ -9,7 +9,7 @@ GONE = 499
 
 @dataclass(slots=True)
 class RequestRecord:
-    """Filled in as the request goes its way. Stages are in seconds, by the names of Server-Timing."""
+    """Filled in as the request goes its way; stages by the names of Server-Timing, rounded to microseconds."""
 
     request_id: str
     method: str
@@ -29,7 +29,7 @@ class RequestRecord:
     classes: int = 0
     batch_requests: int = 0
     batch_rows: int = 0
-    stages: dict[str, float] = field(default_factory=dict)
+    stages_ms: dict[str, float] = field(default_factory=dict)
 
     @property
     def result(self) -> str:
@@ -43,27 +43,21 @@ class RequestRecord:
             "method": self.method[:16],
             "route": self.route,
             "status": self.status,
-            "duration_ms": _ms(self.duration_s),
+            "duration_ms": round(self.duration_s * 1e3, 3),
             "received_bytes": self.received_bytes,
             "sent_bytes": self.sent_bytes,
         }
-        if self.trace_id is not None:
-            line["trace_id"] = self.trace_id
-        if self.code is not None:
-            line["code"] = self.code
-        if self.wire is not None:
-            line["wire"] = self.wire
+        for name in ("trace_id", "code", "wire"):
+            if (value := getattr(self, name)) is not None:
+                line[name] = value
         if self.batch_requests:
-            line |= {"rows": self.rows, "classes": self.classes}
-            line |= {"batch_requests": self.batch_requests, "batch_rows": self.batch_rows}
-            line |= {f"{name}_ms": _ms(seconds) for name, seconds in self.stages.items()}
+            for name in ("rows", "classes", "batch_requests", "batch_rows"):
+                line[name] = getattr(self, name)
+            for name, milliseconds in self.stages_ms.items():
+                line[f"{name}_ms"] = milliseconds
         return line
 
     def server_timing(self) -> str:
         """Returns the value of the Server-Timing header (milliseconds)."""
-        stages = ", ".join(f"{name};dur={seconds * 1e3:.3f}" for name, seconds in self.stages.items())
-        return f'{stages}, batch;desc="requests={self.batch_requests} rows={self.batch_rows}"'
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1e3, 3)
+        stages = "".join([f"{name};dur={milliseconds}, " for name, milliseconds in self.stages_ms.items()])
+        return f'{stages}batch;desc="requests={self.batch_requests} rows={self.batch_rows}"'

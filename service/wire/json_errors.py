@@ -37,7 +37,7 @@ def explain_malformed(body: bytes, reason: str) -> ServiceError:  # noqa: PLR091
             body.decode(),
             parse_constant=_refuse_constant,
             parse_int=_bounded_int,
-            object_pairs_hook=unique,
+            object_pairs_hook=_unique,
         )
         found = _unrepresentable(document, ())
     except ServiceError as error:
@@ -104,8 +104,7 @@ def refuse_duplicates(names: list[str], parent: JsonPath) -> None:
         seen.add(name)
 
 
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Builds an object for `json.loads`, unless a name stands twice in it."""
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     refuse_duplicates([name for name, _ in pairs], ())
     return dict(pairs)
 

@@ -31,9 +31,11 @@ def restore(numbers: Array) -> None:
         numbers[numbers == number] = value
 
 
-def encode_number(number: float) -> object:
-    """Returns the number, or the string that says it in JSON."""
-    return number if math.isfinite(number) else _name(number)
+def named(value: object) -> object:
+    """Returns the value with non-finite numbers in it, but not in arrays, replaced by the strings that say them."""
+    if isinstance(value, dict):
+        return {name: named(item) for name, item in value.items()}
+    return _name(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def encode_array(array: Array) -> bytes:
@@ -43,7 +45,7 @@ def encode_array(array: Array) -> bytes:
     in order.
     """
     encoded = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
-    if np.isfinite(array).all():
+    if b"n" not in encoded:  # far quicker than to look at the numbers
         return encoded
     pieces = encoded.split(b"null")
     flat = array.reshape(-1)

@@ -5,20 +5,23 @@ and the data. The official loader lets duplicate names and a hundred thousand te
 checked before a byte of data is looked at.
 """
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import orjson
 
 from ..dtypes import Array, Buffer, name_of
 from ..errors import MalformedTensors, MissingField, UnknownField
 from .json_body import ARRAY_FIELDS, encode_value
-from .json_errors import pointer, unique
+from .json_errors import pointer, refuse_duplicates
 from .tensor_object import check_size, dtype_of, shape_of
 
 MAX_HEADER_BYTES = 64 * 1024
 _LENGTH_BYTES = 8
+_PIECE_BYTES = 1 << 20
 _METADATA = "__metadata__"
 _KEYS = ("dtype", "shape", "data_offsets")
 _Entry = dict[str, Any]
@@ -37,10 +40,14 @@ def decode(body: Buffer) -> dict[str, Array]:
     return {name: _tensor(name, entry, buffer) for name, entry in entries.items()}
 
 
-def encode(values: Mapping[str, object]) -> list[Buffer]:
-    """Writes an answer as parts to be sent in order: numbers and arrays as tensors, everything else as metadata.
+def encode(values: Mapping[str, object]) -> tuple[int, Iterator[Buffer]]:
+    """Writes an answer: numbers and arrays as tensors, everything else as metadata.
 
     Larger elements come first, so that every tensor is aligned to its dtype.
+
+    Returns:
+        The number of bytes, and the parts to be sent in order: views of the arrays, or, where one is not contiguous,
+        copies of pieces of it, each made when its turn comes.
     """
     arrays: dict[str, Array] = {}
     metadata: dict[str, str] = {}
@@ -50,16 +57,25 @@ def encode(values: Mapping[str, object]) -> list[Buffer]:
         else:
             metadata[name] = encode_value(value, base64=False).decode()
     header: dict[str, object] = {_METADATA: metadata}
-    parts: list[Buffer] = []
+    ordered = sorted(arrays.items(), key=lambda item: -item[1].itemsize)
     stop = 0
-    for name, array in sorted(arrays.items(), key=lambda item: -item[1].itemsize):
+    for name, array in ordered:
         start, stop = stop, stop + array.nbytes
         header[name] = {"dtype": name_of(array), "shape": array.shape, "data_offsets": (start, stop)}
-        if array.size:
-            parts.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _LENGTH_BYTES)
-    return [len(text).to_bytes(_LENGTH_BYTES, "little") + text, *parts]
+    head = len(text).to_bytes(_LENGTH_BYTES, "little") + text
+    parts = itertools.chain([head], *(_contiguous(array) for _, array in ordered if array.size))
+    return len(head) + stop, parts
+
+
+def _contiguous(array: Array) -> Iterator[Buffer]:
+    if array.flags.c_contiguous or array.nbytes <= _PIECE_BYTES:
+        yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        return
+    step = max(1, _PIECE_BYTES * len(array) // array.nbytes)
+    for start in range(0, len(array), step):
+        yield from _contiguous(array[start : start + step] if step > 1 else array[start])
 
 
 def _header(body: memoryview) -> tuple[int, dict[str, _Entry]]:
@@ -71,23 +87,28 @@ def _header(body: memoryview) -> tuple[int, dict[str, _Entry]]:
         raise MalformedTensors(f"The first eight bytes announce {detail}.")
     text = bytes(body[_LENGTH_BYTES:start])
     try:
-        header = json.loads(text.decode(), object_pairs_hook=unique)
+        orjson.loads(text)  # strict: no NaN, no lone surrogates
+        pairs = json.loads(text, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError) as error:
         raise MalformedTensors(f"The header is not JSON: {error}.") from None
-    if not isinstance(header, dict) or text[:1] != b"{":
+    if not isinstance(pairs, _Pairs) or text[:1] != b"{":
         raise MalformedTensors("The header is not a JSON object that starts at its first byte.")
-    header.pop(_METADATA, None)
-    for name, entry in header.items():
-        _check_entry(name, entry)
-    return start, header
+    refuse_duplicates([name for name, _ in pairs], ())
+    return start, {name: _entry(name, value) for name, value in pairs if name != _METADATA}
 
 
-def _check_entry(name: str, entry: object) -> None:
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as it was written: names may stand twice."""
+
+
+def _entry(name: str, pairs: object) -> _Entry:
     if name not in ARRAY_FIELDS:
         detail = f"unknown tensor; known are {', '.join(sorted(ARRAY_FIELDS))}. Options go into the query"
         raise UnknownField.at(pointer((name[:64],)), detail)
-    if not isinstance(entry, dict):
+    if not isinstance(pairs, _Pairs):
         raise MalformedTensors.at(f"#/{name}", f"must be an object with {', '.join(_KEYS)}")
+    refuse_duplicates([key for key, _ in pairs], (name,))
+    entry = dict(pairs)
     for key in entry:
         if key not in _KEYS:
             raise UnknownField.at(pointer((name, key[:64])), f"a tensor has {', '.join(_KEYS)} and nothing else")
@@ -97,6 +118,7 @@ def _check_entry(name: str, entry: object) -> None:
     offsets = entry["data_offsets"]
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(offset) is int for offset in offsets):  # noqa: PLR2004 - start and stop
         raise MalformedTensors.at(f"#/{name}/data_offsets", "must be two integers")
+    return entry
 
 
 def _check_ranges(entries: Mapping[str, _Entry], size: int) -> None:

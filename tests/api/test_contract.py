@@ -13,6 +13,7 @@ from tests.calls import EXAMPLE, PATH, check_problem, post, send
 
 ERROR_CODES = [
     "malformed_json",
+    "malformed_tensors",
     "duplicate_field",
     "unknown_field",
     "invalid_header",
@@ -41,6 +42,7 @@ OUTPUTS = {
     *("loss", "losses", "gradients", "nll", "probabilities", "logsumexp", "entropy", "margin", "gradient_norm"),
     *("predictions", "summary"),
 }
+MEDIA_TYPES = ["application/json", "application/x-safetensors", "application/octet-stream"]
 FLOATS = {"F64", "F32", "F16", "BF16"}
 INTEGERS = {f"{sign}{bits}" for sign in "IU" for bits in (8, 16, 32, 64)}
 
@@ -123,8 +125,7 @@ def test_info_tells_what_a_client_must_know(client: httpx.Client) -> None:
     assert set(info["dtypes"]["logits"]) == FLOATS
     assert set(info["dtypes"]["labels"]) == FLOATS | INTEGERS
     assert {"F64", "F32"} <= set(info["dtypes"]["weights"]) <= FLOATS
-    assert "application/json" in info["media_types"]["request"]
-    assert "application/json" in info["media_types"]["response"]
+    assert info["media_types"] == {"request": MEDIA_TYPES, "response": MEDIA_TYPES}
 
 
 def test_info_tells_the_default_limits(client: httpx.Client) -> None:

@@ -72,6 +72,24 @@ def test_document_holds_every_path_and_the_operation(document: Document, operati
         assert described.get("description"), name
 
 
+def test_binary_bodies_are_declared_behind_json_and_without_a_schema(operation: Document) -> None:
+    for content in (operation["requestBody"]["content"], operation["responses"]["200"]["content"]):
+        assert list(content) == ["application/json", "application/x-safetensors", "application/octet-stream"]
+        assert content["application/x-safetensors"] == content["application/octet-stream"] == {}
+
+
+def test_query_parameters_are_the_options_of_binary_requests(document: Document, operation: Document) -> None:
+    parameters = {parameter["name"]: parameter for parameter in operation["parameters"]}
+    assert set(parameters) == OPTIONS - {"logits", "labels", "weight", "sample_weight", "encoding"}
+    fields = resolve(document, operation["requestBody"]["content"]["application/json"]["schema"])["properties"]
+    for name, parameter in parameters.items():
+        assert parameter["in"] == "query"
+        assert not parameter.get("required"), name
+        assert fields[name]["description"] in parameter["description"] or name == "grad_output"  # here a number only
+        assert {"type": "null"} not in parameter["schema"].get("anyOf", ())
+        assert parameter["schema"].get("default") == fields[name].get("default")
+
+
 def test_operation_identifiers_are_unique(document: Document) -> None:
     found = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
     assert len(set(found)) == len(found)

@@ -15,9 +15,9 @@ from tests.wire import encode
 BODY = encode(EXAMPLE)
 
 
-def head(*lines: str, method: str = "POST", path: str = PATH) -> bytes:
+def head(*lines: str, method: str = "POST", path: str = PATH, content_type: str = "application/json") -> bytes:
     """Request head with the fields every request has."""
-    fixed = [f"{method} {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
+    fixed = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Type: {content_type}"]
     return ("\r\n".join([*fixed, *lines]) + "\r\n\r\n").encode("latin-1")
 
 

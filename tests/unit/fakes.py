@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from service.engine.batcher import DeviceRows
 from service.loss.evaluation import Evaluation
 from service.loss.options import LossOptions
 from service.loss.validation import SizeLimits, validate
+
+Message = dict[str, Any]
 
 
 @dataclass
@@ -51,6 +54,19 @@ class RecordedBatches:
 
     def batch(self, **figures: object) -> None:
         self.batches.append(figures)
+
+
+def receiving(*messages: Message) -> Callable[[], Awaitable[Message]]:
+    """ASGI's receive: the messages, then nothing for ever."""
+    left = iter(messages)
+
+    async def receive() -> Message:
+        try:
+            return next(left)
+        except StopIteration:
+            return await asyncio.Future()
+
+    return receive
 
 
 async def settle() -> None:

@@ -1,52 +1,96 @@
 """Reading bodies and interrupting tasks, with a loop whose time is the test's."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from service.api.body import ClientGone, Interruption, abandoned_when_gone, read_body
+from service.dtypes import Buffer
 from service.errors import DeadlineExceeded, RequestTimeout
-
-Message = dict[str, object]
-
-
-def receiving(*messages: Message) -> Callable[[], Awaitable[Message]]:
-    """ASGI's receive: the messages, then nothing for ever."""
-    left = iter(messages)
-
-    async def receive() -> Message:
-        try:
-            return next(left)
-        except StopIteration:
-            return await asyncio.Future()
-
-    return receive
+from tests.unit.fakes import Message, receiving
 
 
 def part(body: bytes, *, more: bool = False) -> Message:
     return {"type": "http.request", "body": body, "more_body": more}
 
 
-async def read(*messages: Message, timeout_s: float = 60, caller_timeout_s: float = 60, limit: int = 100) -> bytes:
+async def read(
+    *messages: Message,
+    content_length: int | None = None,
+    timeout_s: float = 60,
+    caller_timeout_s: float = 60,
+    limit: int = 100,
+) -> Buffer:
     def check(size: int) -> None:
         if size > limit:
             raise OverflowError
 
     with Interruption() as interruption:
-        limits = {"timeout_s": timeout_s, "caller_timeout_s": caller_timeout_s}
-        return bytes(await read_body(receiving(*messages), interruption, check, **limits))
+        return await read_body(
+            receiving(*messages),
+            interruption,
+            check,
+            content_length=content_length,
+            timeout_s=timeout_s,
+            caller_timeout_s=caller_timeout_s,
+        )
 
 
-def test_a_body_is_joined_from_its_parts() -> None:
-    assert asyncio.run(read(part(b"a"))) == b"a"
-    assert asyncio.run(read(part(b"ab", more=True), part(b"", more=True), part(b"c"))) == b"abc"
+@pytest.mark.parametrize("content_length", [pytest.param(3, id="announced"), pytest.param(None, id="chunked")])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param([b"abc"], id="whole"),
+        pytest.param([b"ab", b"", b"c"], id="empty-between"),
+        pytest.param([b"", b"abc"], id="empty-first"),
+        pytest.param([b"a", b"bc", b""], id="empty-last"),
+        pytest.param([b"a", b"b", b"c"], id="bytes"),
+    ],
+)
+def test_a_body_is_joined_from_its_parts(parts: list[bytes], content_length: int | None) -> None:
+    messages = [part(body, more=True) for body in parts[:-1]] + [part(parts[-1])]
+    assert asyncio.run(read(*messages, content_length=content_length)) == b"abc"
 
 
-def test_the_size_is_checked_before_a_part_is_kept() -> None:
-    assert len(asyncio.run(read(part(b"a" * 60, more=True), part(b"b" * 40)))) == 100
+@pytest.mark.parametrize("content_length", [0, None])
+def test_a_body_may_be_empty(content_length: int | None) -> None:
+    assert asyncio.run(read(part(b""), content_length=content_length)) == b""
+
+
+def test_a_body_that_came_whole_is_handed_on_as_it_is() -> None:
+    body = b"abc"
+    assert asyncio.run(read(part(body), content_length=3)) is body
+
+
+@pytest.mark.parametrize("content_length", [pytest.param(4, id="announced"), pytest.param(None, id="chunked")])
+def test_a_body_in_pieces_lies_in_one_writable_buffer(content_length: int | None) -> None:
+    """So that tensors can be views of it."""
+    body = asyncio.run(read(part(b"ab", more=True), part(b"cd"), content_length=content_length))
+    array = np.frombuffer(body, np.uint8)
+    assert array.flags.writeable
+    assert array.tobytes() == b"abcd"
+
+
+def test_an_announced_buffer_of_any_size_costs_nothing_before_the_bytes_come() -> None:
+    """Pages that are not touched are not there: a lie about the length buys no memory."""
+
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = resident_bytes()
+    asyncio.run(read(part(b"ab", more=True), part(b""), content_length=2**30))
+    assert resident_bytes() - before < 2**26
+
+
+@pytest.mark.parametrize("content_length", [pytest.param(100, id="announced"), pytest.param(None, id="chunked")])
+def test_the_size_is_checked_before_a_part_is_kept(content_length: int | None) -> None:
+    first, last, too_long = part(b"a" * 60, more=True), part(b"b" * 40), part(b"b" * 41)
+    assert len(asyncio.run(read(first, last, content_length=content_length))) == 100
     with pytest.raises(OverflowError):
-        asyncio.run(read(part(b"a" * 60, more=True), part(b"b" * 41)))
+        asyncio.run(read(first, too_long, content_length=content_length))
 
 
 @pytest.mark.parametrize(

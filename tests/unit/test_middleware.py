@@ -24,7 +24,7 @@ async def receive() -> dict[str, Any]:
 
 async def answer(failing: Any, *, draining: bool = False) -> tuple[list[dict[str, Any]], Metrics]:  # noqa: ANN401
     """Sends one request through the layers to an application that fails."""
-    metrics = Metrics(version="1", device="cpu", reasons=["bytes"], closers=["idle"])
+    metrics = Metrics(version="1", device="cpu", wires=["json"], reasons=["bytes"], closers=["idle"])
     health = Health()
     health.is_draining = draining
     sent: list[dict[str, Any]] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class AsyncClient(BaseClient[httpx.AsyncClient]):
     """`Client` for asyncio, method for method. Close it with `aclose`, or use it in an ``async with`` block."""
 
-    _sleep = staticmethod(asyncio.sleep)
+    _sleep: Callable[[float], Any] = staticmethod(asyncio.sleep)
 
     async def cross_entropy(
         self, logits: TensorLike, labels: TensorLike, **options: Unpack[Options]
@@ -83,18 +83,14 @@ class AsyncClient(BaseClient[httpx.AsyncClient]):
 
     async def _run(self, call: Call[R]) -> R:
         http, budget = self._open()
-        steps = exchange(call, self._config, budget)
-        try:
-            step = next(steps)
-            while True:
-                if isinstance(step, Attempt):
-                    step = steps.send(await self._send(http, step))
-                else:
-                    await self._sleep(step)
-                    step = next(steps)
-        except StopIteration as end:
-            result: R = end.value
-            return result
+        steps, outcome = exchange(call, self._config, budget), None
+        while True:
+            try:
+                step = steps.send(outcome)
+            except StopIteration as end:
+                result: R = end.value
+                return result
+            outcome = await self._send(http, step) if isinstance(step, Attempt) else await self._sleep(step)
 
     @staticmethod
     async def _send(http: httpx.AsyncClient, attempt: Attempt) -> Reply | Exception:
@@ -102,14 +98,10 @@ class AsyncClient(BaseClient[httpx.AsyncClient]):
         content: Any = b"".join(parts) if attempt.is_small else _asynchronous(attempt.pieces())
         body, extensions = bytearray(), {"timeout": timeouts}
         try:
-            request = http.build_request(method, url, headers=headers, content=content, extensions=extensions)
-            response = await http.send(request, stream=True)
-            try:
+            async with http.stream(method, url, headers=headers, content=content, extensions=extensions) as response:
                 async for piece in response.aiter_bytes():
                     timeouts.check()
                     body += piece
-            finally:
-                await response.aclose()
         except (httpx.RequestError, TimeoutError) as error:
             return error
         return Reply(response.status_code, response.headers, body)

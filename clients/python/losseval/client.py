@@ -7,7 +7,7 @@ import functools
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from . import __version__, operations
@@ -117,7 +117,7 @@ def http_options(transport: Any) -> dict[str, Any]:  # noqa: ANN401
 class Client(BaseClient["httpx.Client"]):
     """A client of the service, see `BaseClient`. Threads can share it; close it, or use it in a ``with`` block."""
 
-    _sleep = staticmethod(time.sleep)
+    _sleep: Callable[[float], Any] = staticmethod(time.sleep)
 
     def cross_entropy(self, logits: TensorLike, labels: TensorLike, **options: Unpack[Options]) -> CrossEntropyResult:
         """Evaluates a batch.
@@ -197,18 +197,14 @@ class Client(BaseClient["httpx.Client"]):
 
     def _run(self, call: Call[R]) -> R:
         http, budget = self._open()
-        steps = exchange(call, self._config, budget)
-        try:
-            step = next(steps)
-            while True:
-                if isinstance(step, Attempt):
-                    step = steps.send(self._send(http, step))
-                else:
-                    self._sleep(step)
-                    step = next(steps)
-        except StopIteration as end:
-            result: R = end.value
-            return result
+        steps, outcome = exchange(call, self._config, budget), None
+        while True:
+            try:
+                step = steps.send(outcome)
+            except StopIteration as end:
+                result: R = end.value
+                return result
+            outcome = self._send(http, step) if isinstance(step, Attempt) else self._sleep(step)
 
     @staticmethod
     def _send(http: httpx.Client, attempt: Attempt) -> Reply | Exception:
@@ -216,21 +212,16 @@ class Client(BaseClient["httpx.Client"]):
 
         method, url, headers, parts, timeouts = attempt
         content: Any = b"".join(parts) if attempt.is_small else attempt.pieces()
-        extensions = {"timeout": timeouts, "parts": None if attempt.is_small else parts}
-        body = bytearray()
+        body, extensions = bytearray(), {"timeout": timeouts, "parts": None if attempt.is_small else parts}
         try:
-            request = http.build_request(method, url, headers=headers, content=content, extensions=extensions)
-            response = http.send(request, stream=True)
-            try:
+            with http.stream(method, url, headers=headers, content=content, extensions=extensions) as response:
                 pieces: Iterator[bytes | bytearray] = response.iter_bytes()
                 for piece in pieces:
                     timeouts.check()
                     # The direct transport has read the answer whole.
                     body = piece if isinstance(piece, bytearray) else body + piece
-            finally:
-                response.close()
-                # Response and stream refer to each other, and would keep the request's arrays until a collection.
-                response.stream = httpx.ByteStream(b"")
+            # Response and stream refer to each other, and the request's arrays would stay until a garbage collection.
+            response.stream = httpx.ByteStream(b"")
         except (httpx.RequestError, TimeoutError) as error:
             return error
         return Reply(response.status_code, response.headers, body)

@@ -5,19 +5,13 @@ LossevalError
 │   ├── APITimeoutError           not within the time budget
 │   └── APIResponseError          something answered, but not the service: a proxy's page, a body cut short
 └── APIStatusError                a refusal, by the service or by something before it
-    ├── BadRequestError           400, not parseable, or a name that does not belong
-    ├── AuthenticationError       401, no key or a wrong one
-    ├── NotFoundError             404, is the base URL right?
-    ├── MethodNotAllowedError     405
-    ├── NotAcceptableError        406
-    ├── RequestTimeoutError       408, the body came too slowly
-    ├── LimitExceededError        413, the problem names limit_name, limit and actual
-    ├── UnsupportedMediaTypeError 415
-    ├── UnprocessableError        422, wrong values; the problem's errors say where
-    ├── HeadersTooLargeError      431
-    ├── InternalServerError       500, a bug in the service
-    ├── ServiceUnavailableError   503, not now
-    └── DeadlineExceededError     504, the service saw that it would be too late
+    ├── BadRequestError           400    ├── LimitExceededError          413: problem has limit_name, limit, actual
+    ├── AuthenticationError       401    ├── UnsupportedMediaTypeError   415
+    ├── NotFoundError             404    ├── UnprocessableError          422: problem["errors"] says where
+    ├── MethodNotAllowedError     405    ├── HeadersTooLargeError        431
+    ├── NotAcceptableError        406    ├── InternalServerError         500: a bug in the service
+    ├── RequestTimeoutError       408    ├── ServiceUnavailableError     503: not now
+    └── DeadlineExceededError     504: the service saw that it would be too late
 """
 
 import json

@@ -25,7 +25,7 @@ def merge(
     """
     first, is_mean = parts[0], reduction == "mean"
     loss_sum, normalizer = (math.fsum(getattr(part, name) for part in parts) for name in ("loss_sum", "normalizer"))
-    count, ignored, attempts = (sum(sizes) for sizes in zip(*map(_sizes, parts), strict=True))
+    count, ignored = (sum(getattr(part, name) for part in parts) for name in ("count", "ignored"))
     arrays = [name for name, value in first.outputs.items() if isinstance(value, np.ndarray)]
     outputs: dict[str, Any] = {name: np.concatenate([part.outputs[name] for part in parts]) for name in arrays}
     outputs |= out or {}
@@ -39,15 +39,12 @@ def merge(
     if is_mean and not normalizer:
         detail, rows = "No sample counts: the mean is NaN and the gradients are 0.", range(count + ignored)
         warnings.append(EvaluationWarning("all_ignored", detail, len(rows), rows[:_LISTED]))
-    meta = first.meta._replace(request_id=first.meta.request_id.partition(".")[0], server_timing="", attempts=attempts)
+    request_id, attempts = first.meta.request_id.partition(".")[0], sum(part.meta.attempts for part in parts)
+    meta = first.meta._replace(request_id=request_id, server_timing="", attempts=attempts)
     found = [part.labels for part in parts if part.labels is not None]
     labels = np.concatenate(found) if found else None
     sums = (loss_sum, normalizer, count, ignored)
     return CrossEntropyResult(outputs, *sums, tuple(warnings), meta, labels, ignore_index=first.ignore_index)
-
-
-def _sizes(part: CrossEntropyResult) -> tuple[int, int, int]:
-    return part.count, part.ignored, part.meta.attempts
 
 
 def _merge_warnings(parts: Sequence[CrossEntropyResult]) -> list[EvaluationWarning]:

@@ -20,14 +20,8 @@ Output = Literal["loss", "losses", "gradients", "summary"] | _Diagnostic
 _ARRAYS = ("weight", "sample_weight", "grad_output")
 _LOCAL = ("ids", "timeout", "request_id")
 _DEFAULT_INCLUDE = ("loss", "losses")
-_DEFAULTS: dict[str, object] = {
-    "ignore_index": -100,
-    "label_smoothing": 0,
-    "temperature": 1,
-    "z_loss": 0,
-    "grad_output": 1,
-}
-_DEFAULTS |= {"input": "logits", "reduction": "mean", "class_axis": 1, "precision": "standard"}
+_DEFAULTS: dict[str, object] = {"ignore_index": -100, "label_smoothing": 0, "temperature": 1, "grad_output": 1}
+_DEFAULTS |= {"z_loss": 0, "input": "logits", "reduction": "mean", "class_axis": 1, "precision": "standard"}
 
 
 class Options(TypedDict, total=False):

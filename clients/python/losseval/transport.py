@@ -4,8 +4,7 @@ import contextlib
 import http.client
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import httpx
 
@@ -34,7 +33,8 @@ class DirectTransport(httpx.HTTPTransport):
             connection.close()
         else:
             self._idle[request.url.netloc].append((time.monotonic() + self._keepalive_s, connection))
-        return httpx.Response(response.status, headers=response.getheaders(), stream=_Whole(body))
+        stream = httpx.ByteStream(body)  # type: ignore[arg-type] # it passes on what it is given
+        return httpx.Response(response.status, headers=response.getheaders(), stream=stream)
 
     def close(self) -> None:
         """Closes the idle connections."""
@@ -55,14 +55,6 @@ class DirectTransport(httpx.HTTPTransport):
             with contextlib.suppress(IndexError):
                 while True:
                     idle.pop()[1].close()
-
-
-class _Whole(httpx.SyncByteStream):
-    def __init__(self, body: bytearray) -> None:
-        self._body = body
-
-    def __iter__(self) -> Iterator[Any]:
-        yield self._body
 
 
 def _exchange(

@@ -1,8 +1,8 @@
 """The outermost layer: names every request, and writes down what became of it."""
 
+import os
 import re
 import time
-import uuid
 from typing import Any, Protocol
 
 import structlog
@@ -52,11 +52,11 @@ class Observation:
                 record.sent_bytes += len(message.get("body", b""))
             await send(message)
 
-        self._metrics.in_flight.inc()
+        self._metrics.in_flight += 1
         try:
             await self.app(scope, receive, send_observed)
         finally:
-            self._metrics.in_flight.dec()
+            self._metrics.in_flight -= 1
             self._finish(scope, record)
 
     def _headers(self, record: RequestRecord) -> list[tuple[bytes, bytes]]:
@@ -87,4 +87,4 @@ def _read_headers(scope: Scope, record: RequestRecord) -> None:
             record.trace_id = parent[1].decode()
         elif name == b"expect":
             record.holds_back_body = True
-    record.request_id = record.request_id or uuid.uuid4().hex
+    record.request_id = record.request_id or os.urandom(16).hex()

@@ -1,0 +1,3 @@
+module example.com/losseval
+
+go 1.18
