@@ -35,37 +35,43 @@ def evaluate_rows(
     sent: deque[tuple[Any, float | None]] = deque()
     parts: list[CrossEntropyResult] = []
     loss_sum, normalizer, samples = 0.0, 0.0, 0
-    error: BaseException | None = None
+    errors: list[BaseException] = []
     patient = client.with_options(is_patient=True)
     try:
-        with contextlib.closing(_request({**options, "reduction": "sum"}, sources, sent)) as requests:
+        with contextlib.closing(_request({**options, "reduction": "sum"}, sources, sent, errors)) as requests:
             for part in patient.evaluate_many(requests, max_in_flight=2):
-                outputs, (names, share) = dict(part.outputs), sent.popleft()
+                outputs, (names, share), size = dict(part.outputs), sent.popleft(), part.count + part.ignored
                 if gradients:
                     gradients.add(outputs.pop("gradients"))
-                parts.append(dataclasses.replace(part.with_ids(names), outputs=outputs))
+                if names is not None:
+                    names = np.repeat(names, size // len(names))  # a row may be several samples
+                parts.append(dataclasses.replace(part, outputs=outputs, ids=names))
                 loss_sum, normalizer = loss_sum + part.loss_sum, normalizer + part.normalizer
-                samples += part.count + part.ignored
+                samples += size
                 show(share, samples, loss_sum / normalizer if normalizer else math.nan)
     except APIStatusError as refusal:
         first = next(iter(refusal.problem.get("errors", ())), {"pointer": "all", "detail": "see above"})
-        error = CommandError(f"{refusal}\n{first['pointer']}: {first['detail']} (counted from sample {samples})")
-    except (LossevalError, KeyboardInterrupt) as caught:
-        error = caught
+        errors.append(CommandError(f"{refusal}\n{first['pointer']}: {first['detail']} (counted from sample {samples})"))
+    except (LossevalError, KeyboardInterrupt) as error:
+        errors.append(error)
     if not parts:
-        raise error or CommandError("there are no rows")
+        raise [*errors, CommandError("there are no rows")][0]
     named = [part.ids for part in parts if part.ids is not None]
     ids: Any = np.concatenate(named) if len(named) == len(parts) else None
-    return merge(parts, reduction=options["reduction"]).with_ids(ids), error
+    return merge(parts, reduction=options["reduction"]).with_ids(ids), errors[0] if errors else None
 
 
-def _request(options: Mapping[str, Any], sources: Chosen, sent: deque[Any]) -> Generator[dict[str, Any]]:
-    for source, columns in sources:
-        for rows, share in source.read(columns):
-            if rows["logits"].ndim < 2:  # noqa: PLR2004 - rows and classes
-                raise CommandError(f"{source.path}: a row of logits needs one for each class, not one only")
-            sent.append((rows.pop("id", None), share))
-            yield {**options, **rows}
+def _request(
+    options: Mapping[str, Any], sources: Chosen, sent: deque[Any], errors: list[BaseException]
+) -> Generator[dict[str, Any]]:
+    """Yields requests; an error of reading is the end, so that those that were sent are still answered."""
+    try:
+        for source, columns in sources:
+            for rows, share in source.read(columns):
+                sent.append((rows.pop("id", None), share))
+                yield {**options, **rows}
+    except (CommandError, KeyboardInterrupt) as error:
+        errors.append(error)
 
 
 def read_result(path: str) -> CrossEntropyResult:

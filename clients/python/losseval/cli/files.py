@@ -44,7 +44,10 @@ class Source(NamedTuple):
         try:
             for arrays, share in self.read_columns(columns):
                 parts = {role: [arrays[name] for name in names] for role, names in columns.items()}
-                yield {role: np.stack(part, axis=1) if part[1:] else part[0] for role, part in parts.items()}, share
+                rows = {role: np.stack(part, axis=1) if part[1:] else part[0] for role, part in parts.items()}
+                if "logits" in rows and rows["logits"].ndim < 2:  # noqa: PLR2004 - rows and classes
+                    raise ValueError("a row of logits needs one for each class, not one only")  # noqa: TRY301
+                yield rows, share
         except ValueError as error:
             raise CommandError(f"{self.path}: {error}") from None
 
@@ -167,7 +170,7 @@ def _read_arrays(stored: Mapping[str, _Stored], columns: Columns) -> Rows:
 def _open_parquet(path: str) -> Source:
     from pyarrow import parquet
 
-    file = parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)  # else a group of rows at a time
+    file = parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)  # else a group of rows is read whole
     rows = file.metadata.num_rows
 
     def read(columns: Columns) -> Rows:

@@ -187,6 +187,25 @@ def test_a_refusal_names_the_row_and_what_came_before_is_shown(losseval: Command
     assert len(out.read_text().splitlines()) == 1 + done.kept.sum()
 
 
+def test_a_broken_file_behind_a_good_one_costs_only_itself(losseval: Command, path: Path, data: DataSet) -> None:
+    broken = path.parent / "broken.jsonl"
+    broken.write_text('{"logits": [1, 2, 3, 4, 5], "labels": 0}\n{"logits": [1, 2], "labels": 0}\n')
+    answer = losseval("evaluate", path, broken, "--json")
+    assert answer.code == 1
+    assert f"stopped: this is of the first {len(data.labels)} samples" in answer.err
+    assert f"error: {broken}: logits has rows of 2 to 5 items" in answer.err
+    assert answer.document["loss"] == pytest.approx(data.loss, rel=1e-6)
+
+
+def test_a_row_of_several_samples_gives_them_its_id(losseval: Command, tmp_path: Path) -> None:
+    logits = np.zeros((2, 3, 4), np.float32)
+    logits[1, 1, 2] = 5
+    np.savez(tmp_path / "set.npz", logits=logits, labels=np.zeros((2, 4), int), id=np.array(["first", "second"]))
+    answer = losseval("evaluate", tmp_path / "set.npz", "--top-k", 5, "--json")
+    assert answer.document["top"]["id"] == ["second", *["first"] * 4]
+    assert answer.document["count"] == 8
+
+
 def test_a_mean_of_nothing_is_nan_in_strict_json(losseval: Command, tmp_path: Path) -> None:
     np.savez(tmp_path / "set.npz", logits=np.zeros((4, 3)), labels=np.full(4, -100))
     answer = losseval("evaluate", tmp_path / "set.npz", "--json", "--fail-above", 100)

@@ -118,10 +118,16 @@ def test_plot_file_is_a_picture(ending: str, losseval: Command, path: Path) -> N
         assert picture.read_bytes().startswith(b"\x89PNG\r\n")
 
 
-def test_what_is_not_installed_is_named(losseval: Command, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_installed_is_named(
+    losseval: Command, path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     answer = losseval("evaluate", path, "--plot-file", path.parent / "losses.svg")
     assert (answer.code, answer.err) == (1, "error: this needs matplotlib: pip install 'losseval[plot]'\n")
+    monkeypatch.setitem(sys.modules, "losseval.cli.app", None)
+    assert losseval("--help").err == "error: this needs losseval.cli.app: pip install 'losseval[cli]'\n"
+    monkeypatch.undo()
+    monkeypatch.setenv("LOSSEVAL_URL", url)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     answer = losseval("evaluate", path, "--out", path.parent / "losses.parquet")
     assert (answer.code, answer.err) == (1, "error: this needs pyarrow: pip install 'losseval[cli]'\n")
