@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks import binary, codec, cuda, http, kernel, memory, plot, start
+from benchmarks import binary, client, codec, cuda, http, kernel, memory, plot, start
 from benchmarks.report import Table, render
 from benchmarks.results import Results
 
@@ -23,8 +23,8 @@ SECTIONS: Final[Mapping[str, Section]] = {
     "memory": memory.run,
     "start": start.run,
 }
-ON_DEMAND: Final[Mapping[str, Section]] = {"cuda": cuda.run}
-"""Needs what not every machine has."""
+ON_DEMAND: Final[Mapping[str, Section]] = {"client": client.run, "cuda": cuda.run}
+"""Need what not every machine has: a gibibyte for a file, a GPU."""
 _LIBRARIES: Final = ("torch", "numpy", "uvicorn", "orjson", "pysimdjson", "safetensors")
 
 
@@ -43,7 +43,9 @@ def _cpu() -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Prints every bar beside its reference.")
     known = [*SECTIONS, *ON_DEMAND]
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(known)}; default: all but cuda")
+    parser.add_argument(
+        "sections", nargs="*", metavar="SECTION", help=f"of {', '.join(known)}; default: all but client and cuda"
+    )
     parser.add_argument("--quick", action="store_true", help="under 2.5 minutes, with more noise")
     parser.add_argument("--markdown", action="store_true", help="tables for a README")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number to FILE")

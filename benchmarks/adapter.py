@@ -10,6 +10,7 @@ from torch import Tensor
 from service.api.schemas import SCALAR_FIELDS
 from service.engine.device import TorchDevice
 from service.errors import InsufficientDeviceMemory, LabelOutOfRange
+from service.host import keep_freed_memory
 from service.loss.cross_entropy import cross_entropy
 from service.loss.evaluation import Evaluation
 from service.loss.options import Formula, LossOptions
@@ -24,6 +25,7 @@ __all__ = [
     "decode_json",
     "encode_json",
     "evaluation",
+    "keep_freed_memory",
     "losses_and_gradients",
 ]
 

@@ -4,7 +4,7 @@ import sys
 
 import structlog
 
-from . import host, server
+from . import server
 from .app import create_app
 from .settings import load
 from .telemetry import logs
@@ -13,7 +13,6 @@ from .telemetry import logs
 def main() -> None:
     """Runs the service until it is told to stop."""
     settings = load(sys.argv[1:])
-    host.keep_freed_memory()
     logs.configure(level=settings.log_level, format=settings.log_format)
     address = f"{settings.host}:{settings.port}"
     try:

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from . import __version__
+from . import __version__, host
 from .api import cross_entropy, documentation, health, info
 from .api.cross_entropy import CrossEntropy
 from .api.health import Health
@@ -57,6 +57,7 @@ def create_app(settings: Settings | None = None) -> Application:
     Raises:
         ValueError: The device asked for is not there.
     """
+    host.keep_freed_memory()
     settings = settings or Settings()
     device = TorchDevice(settings.device, threads=settings.threads)
     batch_elements = settings.max_batch_elements or _BATCH_ELEMENTS[device.device.type]

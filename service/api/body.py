@@ -10,7 +10,7 @@ import numpy as np
 from starlette.types import Receive
 
 from ..dtypes import Buffer
-from ..errors import DeadlineExceeded, RequestTimeout
+from ..errors import DeadlineExceeded, MalformedRequest, RequestTimeout
 
 GRACE_S = 5.0
 MIN_BYTES_PER_S = 64 * 1024
@@ -67,6 +67,7 @@ async def read_body(  # noqa: PLR0913 - what bounds it
     Raises:
         RequestTimeout: It came slower than 64 KiB/s after 5 seconds, or took longer than `timeout_s`.
         DeadlineExceeded: It took longer than the caller itself allows.
+        MalformedRequest: It is longer than announced.
         ClientGone: The caller went.
     """
     loop = asyncio.get_running_loop()
@@ -91,6 +92,8 @@ async def read_body(  # noqa: PLR0913 - what bounds it
             chunk: bytes = message.get("body", b"")
             start, size = size, size + len(chunk)
             check_size(size)
+            if content_length is not None and size > content_length:
+                raise MalformedRequest("The body is longer than its Content-Length.")
             is_last = not message.get("more_body", False)
             if is_last and not start:
                 return chunk
@@ -98,7 +101,7 @@ async def read_body(  # noqa: PLR0913 - what bounds it
                 buffer = bytearray() if content_length is None else np.empty(content_length, np.uint8).data
             buffer[start:size] = chunk
             if is_last:
-                return buffer
+                return buffer if content_length in {None, size} else buffer[:size]
             timer.cancel()
             patience_s = min(GRACE_S + size / MIN_BYTES_PER_S, longest_s)
             timer = loop.call_at(started + patience_s, lose_patience)

@@ -9,10 +9,10 @@ from functools import partial
 from starlette.types import Receive, Scope, Send
 
 from ..dtypes import Array, Buffer
-from ..engine.admission import Admission, Wire
+from ..engine.admission import BYTES_RESERVED, Admission, Reservation, Wire
 from ..engine.evaluator import Evaluated, Evaluator, off_loop_if
 from ..errors import NotReady
-from ..loss.evaluation import answer_size
+from ..loss.evaluation import answer_size, working_bytes
 from ..loss.options import LossOptions
 from ..telemetry.record import RequestRecord
 from ..wire import json_body, safetensors_body
@@ -45,20 +45,18 @@ class CrossEntropy:
         record.route = PATH
         head = Head.of(scope["headers"], timeout_s=self._limits.timeout_s)
         record.wire = head.wire
-        deadline = time.monotonic() + head.timeout_s
-        reserved = self._admit(head)
+        reservation = self._admit(head)
         try:
-            payload = await self._answer(scope, receive, head, record, deadline)
+            payload = await self._answer(scope, receive, head, record, reservation)
             await _send(send, payload, head.answer, record)
         except ClientGone:
             record.gone_in = "evaluation" if record.received_bytes else "body"
         finally:
-            self._admission.release(reserved)
+            reservation.release()
 
-    def _admit(self, head: Head) -> int:
-        """Reserves the bytes the request can cost, from its headers alone."""
-        longest = self._limits.longest(head.wire)
-        announced = longest if head.content_length is None else head.content_length
+    def _admit(self, head: Head) -> Reservation:
+        """Reserves the bytes the request can cost, from its headers alone; what doesn't say its length, as it comes."""
+        announced = head.content_length or 0
         self._limits.check(head.wire, announced)
         if not self._health.is_warm:
             raise NotReady("The service is warming up; /readyz tells when it is ready.")
@@ -66,14 +64,20 @@ class CrossEntropy:
         return self._admission.reserve(head.wire, announced)
 
     async def _answer(
-        self, scope: Scope, receive: Receive, head: Head, record: RequestRecord, deadline: float
+        self, scope: Scope, receive: Receive, head: Head, record: RequestRecord, reservation: Reservation
     ) -> Payload:
+        deadline = time.monotonic() + head.timeout_s
         limits, admission, wire = self._limits, self._admission, head.wire
+
+        def check_size(size: int) -> None:
+            limits.check(wire, size)
+            reservation.cover(BYTES_RESERVED[wire] * size)
+
         with Interruption() as interruption:
             body = await read_body(
                 receive,
                 interruption,
-                partial(limits.check, wire),
+                check_size,
                 content_length=head.content_length,
                 timeout_s=limits.timeout_s,
                 caller_timeout_s=head.timeout_s,
@@ -89,6 +93,7 @@ class CrossEntropy:
                     request = await off_loop_if(copied_bytes, decode)
                     del body, decode  # the memory is needed again, unless the arrays are views of it
                     limits.check_answer(head.answer, request.numbers)
+                    reservation.cover(request.bytes_needed)
                     return await self._evaluate(request, head, record, deadline)
             finally:
                 admission.leave(work)
@@ -107,13 +112,14 @@ class CrossEntropy:
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """A decoded body; `numbers` is how many the answer will hold."""
+    """A decoded body; `numbers` is how many the answer will hold, `bytes_needed` what it all takes at its worst."""
 
     arrays: dict[str, Array]
     options: LossOptions
     encoding: Encoding
     size: int
     numbers: int
+    bytes_needed: int
     decode_s: float
 
     @classmethod
@@ -127,8 +133,11 @@ class _Request:
             arrays = safetensors_body.decode(body)
             move_grad_output(scalars, arrays)
         options, encoding = parse_options(scalars)
-        numbers = answer_size(arrays["logits"].shape, options) if "logits" in arrays else 0
-        return cls(arrays, options, encoding, len(body), numbers, time.perf_counter() - started)
+        numbers, needed = 0, len(body)
+        if "logits" in arrays:
+            numbers = answer_size(arrays["logits"].shape, options)
+            needed += working_bytes(arrays["logits"], options, numbers)
+        return cls(arrays, options, encoding, len(body), numbers, needed, time.perf_counter() - started)
 
 
 async def _send(send: Send, payload: Payload, media_type: str, record: RequestRecord) -> None:

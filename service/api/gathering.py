@@ -21,10 +21,16 @@ class GatheringTransport:
         self._turn = _turn_of(loop)
         self._parts: list[Buffer] = []
         self._size = 0
+        self._written_bytes = 0
         self.is_closing = transport.is_closing
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._transport, name)
+
+    @property
+    def left_bytes(self) -> int:
+        """How much of what was written has been taken by the system."""
+        return self._written_bytes - self._transport.get_write_buffer_size()
 
     def write(self, data: Buffer) -> None:
         """Takes the next bytes of the stream."""
@@ -37,6 +43,7 @@ class GatheringTransport:
 
     def flush(self) -> None:
         """Writes what was gathered."""
+        self._written_bytes += self._size
         parts, self._parts, self._size = self._parts, [], 0
         if parts and not self.is_closing():
             self._transport.writelines(parts)

@@ -48,10 +48,6 @@ class BodyLimits:
             rule = "the numbers of a JSON answer, MAX_JSON_BYTES / 8"
             raise LimitExceeded("MAX_JSON_BYTES", limit, numbers, advice, rule=rule)
 
-    def longest(self, wire: Wire) -> int:
-        """Returns the most bytes that a body of unknown length can have."""
-        return min(self.max_json_bytes, self.max_body_bytes) if wire == "json" else self.max_body_bytes
-
 
 @dataclass(frozen=True, slots=True)
 class Head:
@@ -74,12 +70,16 @@ class Head:
             found[name] = found[name] + b", " + value if name in found else value
         if b"x-request-timeout" in found:
             timeout_s = _timeout(found[b"x-request-timeout"], timeout_s)
-        wire, answer = _negotiate(*(found.get(name, b"") for name in _NEGOTIATED))
-        length = found.get(b"content-length")
+        negotiated = [found.get(name, b"") for name in _NEGOTIATED]
+        is_usual = sum(map(len, negotiated)) <= _LONGEST_CACHED
+        wire, answer = (_negotiate if is_usual else _negotiate.__wrapped__)(*negotiated)
+        # Transfer-Encoding overrides Content-Length (RFC 9112, section 6.3).
+        length = None if b"transfer-encoding" in found else found.get(b"content-length")
         return cls(wire, answer, None if length is None else int(length), timeout_s)
 
 
 _NEGOTIATED = (b"content-type", b"content-encoding", b"accept")
+_LONGEST_CACHED = 512
 
 
 @lru_cache(maxsize=256)

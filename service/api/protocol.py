@@ -1,6 +1,7 @@
 """uvicorn's HTTP/1.1 protocol, with a bound on headers, its own refusals as problem documents, and offers declined."""
 
 import asyncio
+import math
 import uuid
 
 import httptools
@@ -8,11 +9,13 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from .. import __version__
 from ..errors import HeadersTooLarge, MalformedRequest, ServiceError
+from .body import MIN_BYTES_PER_S
 from .gathering import GatheringTransport
 from .problems import MEDIA_TYPE, document, status_of
 
 MAX_HEADER_BYTES = 64 * 1024
 """Names, values and the URL of one request together; four times what nginx and node take."""
+READ_INTERVAL_S = 10.0
 _FRAMING = (b"content-length", b"transfer-encoding")
 
 
@@ -22,6 +25,7 @@ class HttpProtocol(HttpToolsProtocol):
     _header_bytes = 0
     _are_headers_complete = False
     _is_resuming = False
+    _is_reader_watched = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own is narrower
         """Puts a gathering transport between the protocol and the socket."""
@@ -65,16 +69,35 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Hands a piece of the body on as it is: only one that comes before the last was taken is joined to it."""
+        """Keeps a piece of the body as it is, so that taking it is no copy; what comes before it is taken joins it."""
         if not self.cycle.body:
-            self.cycle.body = body  # type: ignore[assignment]  # bytes(…) of which is no copy
+            self.cycle.body = body  # type: ignore[assignment]
             body = b""
+        elif type(self.cycle.body) is not bytearray:  # which grows without copying what it has
+            self.cycle.body = bytearray(self.cycle.body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Ends the request, unless the parser only stopped at an offer to upgrade."""
         if not self.parser.should_upgrade():
             super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        """Begins to watch how fast the client reads."""
+        super().pause_writing()
+        if not self._is_reader_watched:
+            self._watch_reader(-math.inf)
+
+    def _watch_reader(self, left_before: float) -> None:
+        """Hangs up on a client that keeps an answer in our memory by not reading it."""
+        self._is_reader_watched = self.flow.write_paused and not self.transport.is_closing()
+        if not self._is_reader_watched:
+            return
+        left: int = self.transport.left_bytes  # type: ignore[attr-defined]
+        if left - left_before < READ_INTERVAL_S * MIN_BYTES_PER_S:
+            self.transport.abort()
+        else:
+            self.loop.call_later(READ_INTERVAL_S, self._watch_reader, left)
 
     def send_400_response(self, msg: str) -> None:
         """Refuses what the parser can't go on with, and closes the connection."""

@@ -58,7 +58,7 @@ def move_grad_output(options: dict[str, object], arrays: dict[str, Array]) -> No
 
 def _number_or_text(text: str) -> object:
     try:
-        value = orjson.loads(text)
+        value = orjson.loads(text.replace(" ", "+"))  # a blank was a plus that nobody escaped, as in 1e+25
     except ValueError:
         return text
-    return value if type(value) in {int, float} and text == text.strip() else text
+    return value if type(value) in {int, float} else text

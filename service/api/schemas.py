@@ -100,18 +100,8 @@ class Options(BaseModel):
 
     def loss_options(self) -> LossOptions:
         """Returns the options the engine knows."""
-        return LossOptions(
-            input=self.input,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            temperature=self.temperature,
-            z_loss=self.z_loss,
-            reduction=self.reduction,
-            class_axis=self.class_axis,
-            include=tuple(self.include),
-            precision=self.precision,
-            gradient_dtype=self.gradient_dtype,
-        )
+        fields = self.model_dump(exclude={"encoding"})
+        return LossOptions(**{**fields, "include": tuple(self.include)})
 
 
 def _allow_null(schema: dict[str, Any]) -> None:

@@ -16,7 +16,8 @@ Wire = Literal["json", "binary"]
 Reason = Literal["bytes", "queue_time", "deadline"]
 BYTES_RESERVED: Mapping[Wire, int] = {"json": 20, "binary": 3}
 """Times Content-Length: what decoding can cost. A document of `0,0,0` takes 19 times its bytes in the parser; beside
-the logits, which stay where they arrived, gradients take as much again, or twice as much for 16-bit logits."""
+the logits, which stay where they arrived, gradients take as much again, or twice as much for 16-bit logits. What asks
+for more than that is seen when it is decoded, and reserves it then."""
 _PRIOR_SLOPE: Mapping[Wire, float] = {"json": 1e-8, "binary": 1e-9}
 """Seconds per byte: parsing, computing and writing a number of nine digits; computing and copying one of four bytes."""
 _LEARNING = 0.01
@@ -65,6 +66,28 @@ class WorkEstimate:
         self.slope = min(max(slope, 0.0), self.seconds_mean / max(self.size, 1.0))  # the offset is never negative
 
 
+@dataclass(slots=True, eq=False)
+class Reservation:
+    """The bytes one request holds; grows while its size becomes known."""
+
+    admission: "Admission"
+    size: int = 0
+
+    def cover(self, size: int) -> None:
+        """Takes what is missing up to `size` bytes.
+
+        Raises:
+            Overloaded: They do not fit now.
+        """
+        if size > self.size:
+            self.admission.grow(self, size)
+
+    def release(self) -> None:
+        """Gives everything back."""
+        self.admission.inflight_bytes -= self.size
+        self.size = 0
+
+
 @dataclass(slots=True)
 class Admission:
     """The books of bytes in flight and of estimated work; everything entered leaves exactly once."""
@@ -79,23 +102,29 @@ class Admission:
         default_factory=lambda: {wire: WorkEstimate(slope) for wire, slope in _PRIOR_SLOPE.items()}
     )
 
-    def reserve(self, wire: Wire, content_length: int) -> int:
-        """Takes the bytes that a body can cost, and returns them to be given to `release`.
+    def reserve(self, wire: Wire, content_length: int) -> Reservation:
+        """Takes the bytes that a body can cost.
 
         Raises:
             Overloaded: They do not fit now.
         """
-        size = BYTES_RESERVED[wire] * content_length
-        # Alone, a request of any permitted size is served, however small the budget.
-        if self.inflight_bytes and self.inflight_bytes + size > self.max_inflight_bytes:
-            detail = f"{self.inflight_bytes} of {self.max_inflight_bytes} bytes are in use; this request needs {size}."
-            raise self._refusal("bytes", detail)
-        self.inflight_bytes += size
-        return size
+        reservation = Reservation(self)
+        reservation.cover(BYTES_RESERVED[wire] * content_length)
+        return reservation
 
-    def release(self, size: int) -> None:
-        """Gives reserved bytes back."""
-        self.inflight_bytes -= size
+    def grow(self, reservation: Reservation, size: int) -> None:
+        """Makes a reservation larger.
+
+        Raises:
+            Overloaded: It does not fit now.
+        """
+        others = self.inflight_bytes - reservation.size
+        # Alone, a request of any permitted size is served, however small the budget.
+        if others and others + size > self.max_inflight_bytes:
+            detail = f"{others} of {self.max_inflight_bytes} bytes are in use; this request needs {size}."
+            raise self._refusal("bytes", detail)
+        self.inflight_bytes = others + size
+        reservation.size = size
 
     def check_queue(self, wire: Wire, size: int, *, remaining_s: float) -> None:
         """Refuses a request that would wait too long, before anything is spent on it.

@@ -49,6 +49,8 @@ def gather(evaluations: Sequence[Evaluation]) -> dict[str, Array]:
 
 def _factors(factors: Sequence[Array | float], rows: Sequence[int]) -> Array:
     """Joins factors of rows, of which a number stands for all rows of its evaluation."""
+    if len(factors) == 1:
+        return np.full(rows[0], factors[0]) if isinstance(factors[0], float) else factors[0]
     if all(isinstance(factor, float) for factor in factors):
         return np.repeat(np.array(factors), rows)
     return np.concatenate([np.broadcast_to(factor, count) for factor, count in zip(factors, rows, strict=True)])

@@ -94,6 +94,17 @@ def answer_size(shape: tuple[int, ...], options: LossOptions) -> int:
     return elements * matrices + elements // max(1, classes) * columns
 
 
+def working_bytes(logits: Array, options: LossOptions, numbers: int) -> int:
+    """Returns about how many bytes an answer of so many numbers takes to compute, beside the logits.
+
+    That is the arrays of the answer, and for each row labels, factors and whatever else is a column in between.
+    """
+    is_wide = logits.dtype.itemsize == 8 or options.gradient_dtype == "F64"  # noqa: PLR2004 - float64
+    classes = logits.shape[class_axis(logits.ndim, options.class_axis)] if logits.ndim else 1
+    row_bytes = 128 if "summary" in options.include else 64
+    return numbers * (8 if is_wide else 4) + logits.size // max(1, classes) * row_bytes
+
+
 def to_rows(array: Array, option: int) -> Array:
     """Moves the classes last and flattens the rest: contiguous (R, C)."""
     if array.ndim == 2:  # noqa: PLR2004 - rows already: the common case

@@ -1,6 +1,5 @@
 """From the kernel's rows to what one request asked for: sums, means, shapes and warnings."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from .evaluation import Evaluation, Warning_, from_rows
 PER_SAMPLE = ("losses", "nll", "logsumexp", "entropy", "margin", "gradient_norm")
 _FEW = 64
 """So many numbers are added in Python before numpy has begun."""
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 ZERO_WHERE_IGNORED = ("nll", "margin", "gradient_norm")
 
 
@@ -74,16 +74,26 @@ def _shaped(name: str, rows: Array, evaluation: Evaluation) -> Array:
     if name in ZERO_WHERE_IGNORED and evaluation.ignored is not None:
         rows = np.where(evaluation.ignored, 0, rows)
     if name in PER_SAMPLE:
-        rows = rows.astype(np.float64 if evaluation.logits.dtype == np.float64 else np.float32, copy=False)
+        rows = _narrowed(rows, evaluation)
     return rows if len(evaluation.shape) == 2 else rows.reshape(evaluation.sample_shape)  # noqa: PLR2004 - (N, C)
+
+
+def _narrowed(rows: Array, evaluation: Evaluation) -> Array:
+    """Returns an output of one number a sample in the dtype it has on the wire; what is too large becomes infinite."""
+    dtype = np.float64 if evaluation.logits.dtype == np.float64 else np.float32
+    if rows.dtype == dtype:
+        return rows
+    with np.errstate(over="ignore"):
+        return rows.astype(dtype)
 
 
 def _warnings(evaluation: Evaluation, rows: Mapping[str, Array], loss_sum: float) -> tuple[Warning_, ...]:
     found = []
-    if not math.isfinite(loss_sum):  # a finite sum has finite terms, and only those come from finite logits
+    # A finite sum has finite terms, and only those come from finite logits; beyond float32 they may become infinite.
+    if not abs(loss_sum) < _LARGEST_FLOAT32:
         weight = evaluation.weighting.row_weight
         bad_logits = ~np.isfinite(rows["maximum"]) & (True if weight is None else weight != 0)
-        bad_losses = ~np.isfinite(rows["losses"])
+        bad_losses = ~np.isfinite(_narrowed(rows["losses"], evaluation))
         if bad_logits.any():
             detail = "Rows hold NaN, +Infinity or nothing but -Infinity; their losses and gradients are NaN."
             found.append(Warning_.of("nonfinite_logits", detail, bad_logits))

@@ -4,7 +4,7 @@ A label outside the classes is a device-side assertion on CUDA that takes the pr
 in their own dtype, in full width, here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -30,6 +30,8 @@ PROBABILITY_TOLERANCE = 1e-3
 """How far a row of probabilities given as the model's answer may be from summing to 1."""
 LABEL_TOLERANCE = {2: 1e-2, 4: 1e-5, 8: 1e-5}
 """The same for probability labels, by the size of their dtype in bytes; beyond it there is a warning."""
+
+_BLOCK_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +135,7 @@ def _has_index_labels(logits: Array, labels: Array, shape: tuple[int, ...], opti
 
 
 def _check_probabilities(rows: Array, shape: tuple[int, ...]) -> None:
-    wide = rows.astype(np.float64)
-    inside = ((wide >= 0) & (wide <= 1)).all(axis=1)
-    good = inside & (np.abs(wide.sum(axis=1) - 1) <= PROBABILITY_TOLERANCE)
+    good = np.concatenate([_are_probabilities(part) for part in _blocks(rows)])
     if not good.all():
         detail = "the row is not in [0, 1] or does not sum to 1 within 1e-3; is it input=logits?"
         summary = f"rows of the logits that are not probabilities: {np.count_nonzero(~good)}"
@@ -194,11 +194,21 @@ def _look_like_probabilities(rows: Array) -> bool:
     """Whether every row lies in [0, 1] and sums to 1, looking at as little as decides it."""
     if rows.shape[0] == 0 or not 0 <= rows.item(0) <= 1:
         return False
-    for part in (rows[:1], rows):
-        wide = part.astype(np.float64)
-        if wide.min() < 0 or not bool((np.abs(wide.sum(axis=1) - 1) <= PROBABILITY_TOLERANCE).all()):
-            return False
-    return True
+    return all(bool(_are_probabilities(part).all()) for part in (rows[:1], *_blocks(rows)))
+
+
+def _are_probabilities(rows: Array) -> Array:
+    """Tells of each row whether it is in [0, 1] and sums to 1."""
+    wide = rows.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # infinities are outside
+        good: Array = np.less_equal(np.abs(wide.sum(axis=1) - 1), PROBABILITY_TOLERANCE)
+    return good & ((wide >= 0) & (wide <= 1)).all(axis=1)
+
+
+def _blocks(rows: Array) -> Iterator[Array]:
+    """Yields rows in pieces, of which a copy in float64 is no matter."""
+    step = max(1, _BLOCK_ELEMENTS // rows.shape[1])
+    return (rows[start : start + step] for start in range(0, max(1, len(rows)), step))
 
 
 def _softmax_twice(count: int) -> Warning_:

@@ -6,6 +6,7 @@ refuses is explained by a strict slow parser (`json_errors`).
 """
 
 import contextlib
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from .tensor_object import check_keys, decode_tensor, encode_tensor
 ARRAY_FIELDS = frozenset({"logits", "labels", "weight", "sample_weight", "grad_output"})
 _NONFINITE_FIELDS = frozenset({"logits", "labels"})
 _MAX_LIST = 64
+_NULL = re.compile(rb"[:,\[]null")
 _PART_ELEMENTS = 1 << 16
 """About two milliseconds of writing."""
 _SAFE = 6e4
@@ -88,8 +90,8 @@ def encode_value(value: object, *, base64: bool) -> bytes:
         return encode_tensor(array) if base64 and array.ndim else orjson.Fragment(b"".join(_nested(array)))
 
     text = orjson.dumps(value, default=encode_array)
-    # orjson writes non-finite numbers as null, which nothing else is.
-    return orjson.dumps(nonfinite.named(value), default=encode_array) if b"null" in text else text
+    # orjson writes non-finite numbers as null, which no other value is.
+    return orjson.dumps(nonfinite.named(value), default=encode_array) if _NULL.search(text) else text
 
 
 def _nested(array: Array) -> Iterator[Buffer]:
@@ -158,7 +160,7 @@ class _Document:
         The rows' lengths are checked already, so every bracket that should be there is. More of them stand in strings
         or hide in rows.
         """
-        if _count_brackets(self.body) != self.expected_brackets:
+        if _count_brackets(self.body) > self.expected_brackets:
             for name, rank in self.nested.items():
                 if rank:
                     _check_leaves(name, self.root[name], rank, ())

@@ -47,8 +47,10 @@ def encode_array(array: Array) -> bytes:
     encoded = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
     if b"n" not in encoded:  # far quicker than to look at the numbers
         return encoded
-    pieces = encoded.split(b"null")
     flat = array.reshape(-1)
+    if not np.isinf(flat).any():
+        return encoded.replace(b"null", b'"NaN"')
+    pieces = encoded.split(b"null")
     names = [f'"{_name(number)}"'.encode() for number in flat[~np.isfinite(flat)].tolist()]
     whole = [pieces[0]]
     for name, piece in zip(names, pieces[1:], strict=True):

@@ -75,7 +75,7 @@ def shape_of(name: str, shape: object) -> tuple[int, ...]:
     Raises:
         InvalidValue, ShapeMismatch: It is not, or has too many axes.
     """
-    if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
+    if type(shape) is not list or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
         raise InvalidValue.at(f"#/{name}/shape", "shape must be a list of integers in [0, 2^63)")
     if len(shape) > MAX_RANK:
         raise ShapeMismatch.at(f"#/{name}/shape", f"rank {len(shape)}; ranks up to {MAX_RANK} are supported")

@@ -300,3 +300,29 @@ def test_an_answer_that_nobody_reads_still_counts_as_memory_in_use(start_server:
                 break
             response = send_tensors(other, GOOD)
         assert_golden(response)
+
+
+def test_chunked_bodies_reserve_what_comes_and_not_the_largest_body_there_may_be(start_server: StartServer) -> None:
+    body = GOOD
+    with (
+        start_server(device="cpu", max_inflight_bytes=10 * len(body)) as server,
+        httpx.Client(base_url=server.url, timeout=30) as other,
+        socket.create_connection(("127.0.0.1", server.port), timeout=20) as idle,
+    ):
+        idle.sendall(head("Transfer-Encoding: chunked", content_type=SAFETENSORS) + b"1\r\n\0\r\n")
+        for _ in range(5):
+            assert_golden(other.post(PATH, content=iter([body]), headers=BINARY))
+
+
+def test_a_shape_that_is_an_object_is_no_shape(client: httpx.Client) -> None:
+    header = b'{"logits":{"dtype":"F32","shape":{},"data_offsets":[0,4]}}'
+    body = len(header).to_bytes(8, "little") + header + bytes(4)
+    problem = check_problem(client.post(PATH, content=body, headers=BINARY), 422, "invalid_value")
+    assert pointers(problem) == ["#/logits/shape"]
+
+
+def test_a_plus_that_nobody_escaped_is_a_plus(client: httpx.Client) -> None:
+    headers = {**BINARY, "Accept": "application/json"}
+    for text in ("1e+0", "1e%2B0"):
+        response = client.post(f"{PATH}?temperature={text}", content=GOOD, headers=headers)
+        assert response.status_code == httpx.codes.OK, response.text

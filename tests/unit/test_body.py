@@ -9,7 +9,7 @@ import pytest
 
 from service.api.body import ClientGone, Interruption, abandoned_when_gone, read_body
 from service.dtypes import Buffer
-from service.errors import DeadlineExceeded, RequestTimeout
+from service.errors import DeadlineExceeded, MalformedRequest, RequestTimeout
 from tests.unit.fakes import Message, receiving
 
 
@@ -53,6 +53,13 @@ async def read(
 def test_a_body_is_joined_from_its_parts(parts: list[bytes], content_length: int | None) -> None:
     messages = [part(body, more=True) for body in parts[:-1]] + [part(parts[-1])]
     assert asyncio.run(read(*messages, content_length=content_length)) == b"abc"
+
+
+def test_a_body_is_never_longer_than_announced_nor_filled_up_to_it() -> None:
+    """A server that lets Transfer-Encoding and Content-Length stand together may hand on either length."""
+    with pytest.raises(MalformedRequest):
+        asyncio.run(read(part(b"ab", more=True), part(b"cd"), content_length=3))
+    assert asyncio.run(read(part(b"ab", more=True), part(b"c"), content_length=50)) == b"abc"
 
 
 @pytest.mark.parametrize("content_length", [0, None])

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class AsyncClient(BaseClient[httpx.AsyncClient]):
-    """`Client` for asyncio, method for method. Close it with `aclose`, or use it in an ``async with`` block."""
+    """`Client` for asyncio, method for method, on one event loop; `aclose` it, or use it in an ``async with`` block."""
 
     _sleep: Callable[[float], Any] = staticmethod(asyncio.sleep)
 

@@ -234,6 +234,6 @@ class Client(BaseClient["httpx.Client"]):
         from .transport import DirectTransport  # noqa: PLC0415 - imports httpx
 
         options = http_options(transport)
-        if transport is None and not urllib.request.getproxies():
+        if transport is None and not urllib.request.getproxies().keys() - {"no"}:  # those are httpx's business
             options["transport"] = DirectTransport(options["limits"])
         return httpx.Client(**options)

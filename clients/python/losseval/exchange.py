@@ -168,7 +168,7 @@ def exchange(
         is_in_time = clock() + pause_s < deadline
         if not is_in_time or not (config.is_patient or (attempt < config.max_attempts and budget.withdraw())):
             raise error
-        _log.warning("attempt %d failed, the next follows in %.2f s: %s", attempt, pause_s, error)
+        _log.info("attempt %d failed, the next follows in %.2f s: %s", attempt, pause_s, error)
         yield pause_s
         attempt += 1
 

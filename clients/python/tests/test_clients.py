@@ -217,6 +217,10 @@ def test_proxies_of_the_environment_are_used(monkeypatch: pytest.MonkeyPatch) ->
         with Client("http://somewhere.invalid") as client:
             assert client.cross_entropy(LOGITS, LABELS).loss == 0.5
     assert proxy.exchanges[0].head.startswith("POST http://somewhere.invalid/v1/cross-entropy")
+    monkeypatch.delenv("HTTP_PROXY")
+    monkeypatch.setenv("NO_PROXY", "localhost")
+    with Client() as client:
+        assert isinstance(client._open()[0]._transport, DirectTransport)
 
 
 def test_readiness_tells_not_ready_from_nobody() -> None:

@@ -220,6 +220,6 @@ def test_an_answer_that_is_none_is_not_taken_for_one() -> None:
 def test_logs_hold_neither_keys_nor_bodies(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, logger="losseval"):
         Run(refusal(503), OK).perform()
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert [record.levelname for record in caplog.records] == ["INFO"]
     assert "secret" not in caplog.text
     assert "secret" not in repr(CONFIG)

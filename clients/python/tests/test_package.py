@@ -11,12 +11,14 @@ import pytest
 import tomllib
 
 PACKAGE = Path(__file__).parent.parent
+CACHE = PACKAGE.parent.parent / ".mypy_cache" / "consumer"
 IMPORT_MS = 150
 
 
-def run_python(code: str, *flags: str) -> str:
+def run_python(code: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE)}
-    command = [sys.executable, *flags, "-c", textwrap.dedent(code)]
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    command = [sys.executable, "-c", textwrap.dedent(code)]
     return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.strip()
 
 
@@ -106,7 +108,7 @@ def test_a_consumer_is_checked_strictly_and_what_is_misspelt_is_seen(tmp_path: P
     (tmp_path / "good.py").write_text(good, encoding="utf-8")
     for number, (right, wrong, _) in enumerate(MISSPELT):
         (tmp_path / f"bad{number}.py").write_text(good.replace(right, wrong, 1), encoding="utf-8")
-    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--cache-dir", str(PACKAGE / ".mypy_cache")]
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--cache-dir", str(CACHE)]
     environment = {**os.environ, "MYPYPATH": str(PACKAGE)}
     checked = subprocess.run(
         [*command, *sorted(map(str, tmp_path.glob("*.py")))],

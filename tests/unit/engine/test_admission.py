@@ -20,7 +20,25 @@ def test_json_reserves_twenty_times_its_length_and_gives_it_back() -> None:
     admission, _ = an_admission()
     reserved = admission.reserve("json", 30)
     assert admission.inflight_bytes == 600
-    admission.release(reserved)
+    reserved.release()
+    assert admission.inflight_bytes == 0
+    reserved.release()
+    assert admission.inflight_bytes == 0
+
+
+def test_a_reservation_grows_with_what_comes_and_never_shrinks_before_its_end() -> None:
+    admission, rejections = an_admission()
+    other = admission.reserve("binary", 100)
+    growing = admission.reserve("binary", 0)
+    growing.cover(600)
+    growing.cover(200)
+    assert admission.inflight_bytes == 900
+    with pytest.raises(Overloaded):
+        growing.cover(701)
+    assert (admission.inflight_bytes, rejections) == (900, ["bytes"])
+    other.release()
+    growing.cover(10**9)  # alone
+    growing.release()
     assert admission.inflight_bytes == 0
 
 
@@ -37,7 +55,7 @@ def test_bytes_in_flight_are_bounded() -> None:
 def test_a_lone_request_is_served_however_large() -> None:
     admission, _ = an_admission(max_inflight_bytes=1, max_queue_s=1e-9)
     admission.check_queue("json", 10**9, remaining_s=1e-9)
-    assert admission.reserve("json", 10**9) == 20 * 10**9
+    assert admission.reserve("json", 10**9).size == 20 * 10**9
 
 
 def test_work_that_waits_is_bounded_and_says_when_to_come_again() -> None:
