@@ -53,8 +53,8 @@ lock: ## write constraints.txt anew with the newest versions (torch stays)
 	@echo "resolving the newest versions …"
 	@rm -rf .venv/lock && $(PYTHON) -m venv .venv/lock
 	@$(if $(TORCH_INDEX_URL),.venv/lock/bin/pip install $(PIP_FLAGS) --no-deps --index-url $(TORCH_INDEX_URL) '$(TORCH)')
-	@.venv/lock/bin/pip install $(PIP_FLAGS) '$(TORCH)' '.[dev]'
-	@{ sed -n '/^#/p' constraints.txt; .venv/lock/bin/pip freeze --all --exclude pip --exclude losseval-service \
+	@.venv/lock/bin/pip install $(PIP_FLAGS) '$(TORCH)' '.[dev]' './clients/python[cli,plot]'
+	@{ sed -n '/^#/p' constraints.txt; .venv/lock/bin/pip freeze --all --exclude pip --exclude losseval --exclude losseval-service \
 	  | sed 's/+[a-z0-9]*$$//'; } >.venv/lock/constraints.txt
 	@mv .venv/lock/constraints.txt constraints.txt && rm -rf .venv/lock
 
@@ -69,5 +69,5 @@ $(READY): pyproject.toml clients/python/pyproject.toml constraints.txt
 	@$(if $(TORCH_INDEX_URL),$(BIN)/pip install $(PIP_FLAGS) --no-deps --index-url $(TORCH_INDEX_URL) '$(TORCH)')
 	@$(BIN)/pip install $(PIP_FLAGS) --constraint constraints.txt hatchling
 	@$(BIN)/pip install $(PIP_FLAGS) --constraint constraints.txt --no-build-isolation --editable '.[dev]' \
-	  --editable clients/python
+	  --editable 'clients/python[cli,plot]'
 	@touch $@

@@ -220,6 +220,8 @@ class Client(BaseClient["httpx.Client"]):
                     timeouts.check()
                     # The direct transport has read the answer whole.
                     body = piece if isinstance(piece, bytearray) else body + piece
+            # Response and stream refer to each other, and the request's arrays would stay until a garbage collection.
+            response.stream = httpx.ByteStream(b"")
         except (httpx.RequestError, TimeoutError) as error:
             return error
         return Reply(response.status_code, response.headers, body)
