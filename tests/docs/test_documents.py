@@ -1,7 +1,7 @@
 """The documents: their examples print what they show, and whatever a user can set or meet is in them.
 
-Blocks marked `sh` that contain `curl`, and blocks marked `python`, are run in the order in which they stand. A block
-directly followed by one marked `text` or `json` must print that.
+Blocks marked `sh` that call `curl` or `losseval`, and blocks marked `python`, are run in the order in which they
+stand. A block directly followed by one marked `text` or `json` must print that.
 """
 
 import difflib
@@ -37,6 +37,7 @@ FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTAL
 FENCE_LINE = re.compile(r"^[ \t>]*(```|~~~)", re.MULTILINE)
 ADDRESS = re.compile(r"(localhost|127\.0\.0\.1):8000")
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?!\w)")
+COMMAND = re.compile(r"^(curl|losseval) ", re.MULTILINE)
 MAKE_LINE = re.compile(r"^make ([a-z]\w*)", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)|^\[[^\]]+\]:\s*(\S+)|\b(?:href|src)=\"([^\"]+)\"", re.MULTILINE)
 # Differ from call to call, or from machine to machine.
@@ -55,7 +56,7 @@ class Block:
 
     @property
     def is_run(self) -> bool:
-        return self.language == "python" or (self.language == "sh" and "curl" in self.text)
+        return self.language == "python" or (self.language == "sh" and bool(COMMAND.search(self.text)))
 
 
 def read(document: Path) -> str:
@@ -174,6 +175,7 @@ def test_examples_print_what_the_document_shows(
     document: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOSSEVAL_URL", server.url)  # where the client looks
     namespace: dict[str, object] = {"__name__": "__main__"}
     for block in blocks(read(document)):
         if block.is_run:
@@ -259,9 +261,9 @@ def test_every_setting_is_documented() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_no_setting_is_documented_that_does_not_exist(document: Path) -> None:
-    """But Kubernetes' own LOSSEVAL_SERVICE_… variables may be mentioned."""
+    """But the client's two, and Kubernetes' own LOSSEVAL_SERVICE_… variables, may be mentioned."""
     found = set(re.findall(rf"\b{PREFIX}(?!SERVICE_)([A-Z][A-Z_]*[A-Z])\b", read(document)))
-    assert {name.lower() for name in found} <= set(Settings.model_fields)
+    assert {name.lower() for name in found} <= {*Settings.model_fields, "url", "api_key"}
 
 
 def test_every_metric_is_documented(client: httpx.Client) -> None:
