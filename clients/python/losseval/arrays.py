@@ -45,11 +45,10 @@ class Tensor(NamedTuple):
 
         Raises:
             TypeError: Its dtype can't be sent.
+            ValueError: A number in a list does not fit float32.
         """
         if isinstance(value, list | tuple | int | float):
-            array, is_bfloat16 = np.asarray(value), False
-            if name != "labels" or array.dtype.kind == "f":
-                array = array.astype(np.float32 if name in {"logits", "labels"} else np.float64)
+            array, is_bfloat16 = _from_lists(name, value), False
         else:
             array, is_bfloat16 = _to_numpy(value)
         dtype = "BF16" if is_bfloat16 else _NAMES.get(array.dtype.str[1:])
@@ -58,11 +57,24 @@ class Tensor(NamedTuple):
         return cls(dtype, np.asarray(array, array.dtype.newbyteorder("<"), order="C"))
 
 
+def _from_lists(name: str, value: TensorLike) -> Array:
+    array = np.asarray(value)
+    if array.dtype.kind not in "iuf":
+        raise TypeError(f"{name} must be numbers, not {array.dtype}, in lists of equal lengths")
+    if name == "labels" and array.dtype.kind != "f":
+        return array
+    with np.errstate(over="ignore"):
+        narrow = array.astype(np.float32 if name in {"logits", "labels"} else np.float64)
+    if (np.isinf(narrow) & np.isfinite(array)).any():
+        raise ValueError(f"{name} has a number that does not fit float32; send an array of float64")
+    return narrow
+
+
 def _to_numpy(value: TensorLike) -> tuple[Array, bool]:
     """Returns the elements, or the bits of bfloat16."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
+        value = value.detach().cpu().resolve_neg()
         is_bfloat16 = value.dtype == torch.bfloat16
         return (value.view(torch.int16) if is_bfloat16 else value).numpy(), is_bfloat16
     if hasattr(value, "__cuda_array_interface__") and hasattr(value, "get"):

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import mmap
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from .arrays import Array, Tensor, TensorLike
 from .exchange import new_request_id
 from .merging import merge
-from .operations import Options
+from .operations import DEFAULT_INCLUDE, Options
 from .results import CrossEntropyResult
 
 Batch = tuple[TensorLike, TensorLike] | Mapping[str, Any]
@@ -50,7 +50,7 @@ class Evaluation:
     """One evaluation of arrays: `parts` are to be evaluated, and their answers given to `add` in the same order.
 
     Raises:
-        ValueError: Logits of one axis can't be cut.
+        ValueError: Logits of one axis can't be cut; an array has another number of rows; `out` doesn't fit.
     """
 
     def __init__(self, logits: TensorLike, labels: TensorLike, options: BulkOptions) -> None:
@@ -60,12 +60,21 @@ class Evaluation:
         self._rows, *rest = self._arrays["logits"].shape
         if not rest:
             raise ValueError("the logits have one axis only, and no rows to cut")
+        for name, array in self._arrays.items():
+            if array.ndim and len(array) != self._rows:
+                raise ValueError(f"{name} has {len(array)} rows, and the logits have {self._rows}")
         row_bytes = math.prod(rest) * self._arrays["logits"].dtype.itemsize
         self._step = max(1, given.pop("chunk_bytes", 8 << 20) // max(1, row_bytes))
         self._out, self._progress, self._ids = given.pop("out", {}), given.pop("progress", None), given.pop("ids", None)
         self._reduction = given.pop("reduction", "mean")
         self._request_id = given.pop("request_id", None) or new_request_id()
+        include = given.get("include", DEFAULT_INCLUDE)
+        given["include"] = (include,) if isinstance(include, str) else tuple(include)
         self._common = {**given, "reduction": "none" if self._reduction == "none" else "sum"}
+        self._gradient_dtype = given.get("gradient_dtype")
+        if self._reduction == "mean" and self._gradient_dtype in {"F16", "BF16"}:
+            self._common["gradient_dtype"] = "F32"  # sums may be beyond 16 bits where their mean is not
+        _check_out(self._out, given["include"], self._rows)
         self._sent: deque[Any] = deque()
         self._answers: list[CrossEntropyResult] = []
         self._done, self._loss_sum, self._normalizer = 0, 0.0, 0.0
@@ -95,7 +104,21 @@ class Evaluation:
 
     def result(self) -> CrossEntropyResult:
         """Returns the answer of the whole."""
-        return merge(self._answers, reduction=self._reduction, out=self._out).with_ids(self._ids)
+        whole = merge(self._answers, reduction=self._reduction, out=self._out).with_ids(self._ids)
+        if self._common.get("gradient_dtype") == self._gradient_dtype or "gradients" in self._out:
+            return whole
+        outputs = dict(whole.outputs)
+        if self._gradient_dtype == "F16" and "gradients" in outputs:
+            outputs["gradients"] = outputs["gradients"].astype(np.float16)
+        return dataclasses.replace(whole, outputs=outputs)
+
+
+def _check_out(out: Mapping[str, Array], include: Collection[str], rows: int) -> None:
+    for name, array in out.items():
+        if name not in include or name in {"loss", "summary"}:
+            raise ValueError(f"out has {name!r}, which is not an array that include asks for")
+        if len(array) != rows or (name != "predictions" and array.dtype not in {np.dtype("f4"), np.dtype("f8")}):
+            raise ValueError(f"out[{name!r}] must have {rows} rows of float32 or float64")
 
 
 def _sliceable(name: str, value: TensorLike) -> Any:  # noqa: ANN401 - an array of any library

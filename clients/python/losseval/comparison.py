@@ -32,23 +32,34 @@ def compare(a: CrossEntropyResult, b: CrossEntropyResult) -> Comparison:
 
     Samples are paired by id if both results have ids, else by position if their lengths match; where nothing pairs, the
     result is the gap between the means.
+
+    Raises:
+        ValueError: The results have no losses in common, or ids that occur twice.
     """
-    name = "nll" if "nll" in a.outputs and "nll" in b.outputs else "losses"
+    name = next((name for name in ("nll", "losses") if name in a.outputs and name in b.outputs), None)
+    if name is None:
+        raise ValueError("the results have neither nll nor losses in common")
     losses_a, losses_b = (np.ravel(one.outputs[name]).astype(np.float64) for one in (a, b))
     rows_a, rows_b = a.kept(), b.kept()
     if a.ids is not None and b.ids is not None:
         keys_a, keys_b = np.asarray(a.ids)[rows_a], np.asarray(b.ids)[rows_b]
     else:
         keys_a, keys_b = rows_a, rows_b if losses_a.size == losses_b.size else rows_b[:0]
+    if any(np.unique(keys).size != keys.size for keys in (keys_a, keys_b)):
+        raise ValueError("ids occur twice: samples can't be told apart")
     ids, in_a, in_b = np.intersect1d(keys_a, keys_b, return_indices=True)
     if not ids.size:
         losses_a, losses_b = losses_a[rows_a], losses_b[rows_b]
         error = math.hypot(_standard_error(losses_a), _standard_error(losses_b))
         return Comparison("gap", losses_a.size + losses_b.size, float(losses_b.mean() - losses_a.mean()), error)
     losses_a, losses_b = losses_a[rows_a[in_a]], losses_b[rows_b[in_b]]
-    change = losses_b - losses_a
+    with np.errstate(invalid="ignore"):  # infinities that are equal do not differ
+        change = np.where(losses_a == losses_b, 0.0, losses_b - losses_a)
     worst = np.argsort(-change, kind="stable")[:10]
-    regressions = {"id": ids[worst], "a": losses_a[worst], "b": losses_b[worst]}
+    names = ids[worst]
+    if (a.ids is None) != (b.ids is None):  # paired by position, and one side knows what is there
+        names = np.asarray(b.ids if a.ids is None else a.ids)[names]
+    regressions = {"id": names, "a": losses_a[worst], "b": losses_b[worst]}
     win_rate = float(np.mean(change < 0) + np.mean(change == 0) / 2)
     return Comparison("paired", ids.size, float(change.mean()), _standard_error(change), win_rate, regressions)
 

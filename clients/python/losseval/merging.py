@@ -39,7 +39,7 @@ def merge(
     if is_mean and not normalizer:
         detail, rows = "No sample counts: the mean is NaN and the gradients are 0.", range(count + ignored)
         warnings.append(EvaluationWarning("all_ignored", detail, len(rows), rows[:_LISTED]))
-    request_id, attempts = first.meta.request_id.partition(".")[0], sum(part.meta.attempts for part in parts)
+    request_id, attempts = first.meta.request_id.rpartition(".")[0], sum(part.meta.attempts for part in parts)
     meta = first.meta._replace(request_id=request_id, server_timing="", attempts=attempts)
     found = [part.labels for part in parts if part.labels is not None]
     labels = np.concatenate(found) if found else None

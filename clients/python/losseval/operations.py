@@ -3,7 +3,7 @@
 import difflib
 import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Literal, TypedDict
 from urllib.parse import urlencode
@@ -19,7 +19,7 @@ _Diagnostic = Literal["nll", "predictions", "probabilities", "margin", "entropy"
 Output = Literal["loss", "losses", "gradients", "summary"] | _Diagnostic
 _ARRAYS = ("weight", "sample_weight", "grad_output")
 _LOCAL = ("ids", "timeout", "request_id")
-_DEFAULT_INCLUDE = ("loss", "losses")
+DEFAULT_INCLUDE = ("loss", "losses")
 _DEFAULTS: dict[str, object] = {"ignore_index": -100, "label_smoothing": 0, "temperature": 1, "grad_output": 1}
 _DEFAULTS |= {"z_loss": 0, "input": "logits", "reduction": "mean", "class_axis": 1, "precision": "standard"}
 
@@ -27,7 +27,7 @@ _DEFAULTS |= {"z_loss": 0, "input": "logits", "reduction": "mean", "class_axis":
 class Options(TypedDict, total=False):
     """Options of an evaluation; None is the same as leaving one out."""
 
-    include: Iterable[Output]  # the outputs to compute; by default loss and losses
+    include: Sequence[Output]  # the outputs to compute; by default loss and losses
     weight: TensorLike  # per class, ≥ 0
     sample_weight: TensorLike  # per sample, ≥ 0
     grad_output: float | TensorLike  # upstream gradient; a number, or with reduction none one a sample
@@ -59,7 +59,7 @@ def cross_entropy(logits: TensorLike, labels: TensorLike, wire: str, options: Op
         near = difflib.get_close_matches(name, Options.__annotations__, 1)
         raise TypeError(f"there is no option {name!r}" + "".join(f"; did you mean {other!r}?" for other in near))
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None and name not in _LOCAL}
-    include = given.pop("include", _DEFAULT_INCLUDE)
+    include = given.pop("include", DEFAULT_INCLUDE)
     outputs = (include,) if isinstance(include, str) else tuple(include)
     arrays = {name: given.pop(name) for name in _ARRAYS if not isinstance(given.get(name, 0), int | float)}
     tensors = {name: Tensor.of(name, value) for name, value in {"logits": logits, "labels": labels, **arrays}.items()}
@@ -70,7 +70,7 @@ def cross_entropy(logits: TensorLike, labels: TensorLike, wire: str, options: Op
         parts = encode_json(tensors, {**scalars, "include": outputs})
     else:
         parts = encode_safetensors(tensors)
-        query = scalars if outputs == _DEFAULT_INCLUDE else {**scalars, "include": ",".join(outputs)}
+        query = scalars if outputs == DEFAULT_INCLUDE else {**scalars, "include": ",".join(outputs)}
         path += f"?{urlencode(query, safe=',')}" if query else ""
     read = functools.partial(_read_result, tensors=tensors, options=options)
     return Call("POST", path, read, (200,), media_type, parts, options.get("request_id"), options.get("timeout"))

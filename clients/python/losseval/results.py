@@ -129,8 +129,9 @@ class CrossEntropyResult:
 
         For finding wrong labels the logits must come from a model that never saw them (out-of-sample predictions).
         """
-        nll, kept = np.ravel(self.nll), self.kept()
-        order = kept[np.argsort(-np.nan_to_num(nll[kept], nan=np.inf, posinf=np.inf), kind="stable")[:k]]
+        kept = self.kept()
+        wide = np.ravel(self.nll)[kept].astype(np.float64)
+        order = kept[np.argsort(-np.nan_to_num(wide, nan=np.inf, posinf=1e308), kind="stable")[: max(0, k)]]
         return {"index": order, **{name: column[order] for name, column in self.table().items()}}
 
     def to_pandas(self) -> Any:  # noqa: ANN401 - pandas is no dependency

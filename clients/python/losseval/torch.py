@@ -36,6 +36,8 @@ class CrossEntropyLoss(torch.nn.Module):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
+        if reduction not in {"mean", "sum", "none"}:
+            raise ValueError(f"{reduction} is not a valid value for reduction")
         self.client, self.reduction = client, reduction
         self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
         self.register_buffer("weight", weight)
@@ -54,7 +56,7 @@ class CrossEntropyLoss(torch.nn.Module):
             include=include,
             reduction="sum" if is_reduced else "none",
             weight=None if self.weight is None else self.weight.double(),
-            ignore_index=self.ignore_index,
+            ignore_index=self.ignore_index if target.ndim < input.ndim else None,  # probabilities have none
             label_smoothing=self.label_smoothing,
         )
         divisor = result.normalizer if self.reduction == "mean" else 1.0

@@ -159,7 +159,7 @@ def test_arrays_of_cupy_are_moved_explicitly() -> None:
     np.testing.assert_array_equal(Tensor.of("logits", OnGpu()).array, VALUES)
 
 
-@pytest.mark.parametrize("values", [np.array([True]), np.array([1j]), np.array(["a"]), np.array([1], "g"), [None]])
+@pytest.mark.parametrize("values", [np.array([True]), np.array([1j]), np.array(["a"]), np.array([1], "g")])
 def test_other_dtypes_are_refused_by_name(values: Any) -> None:
     with pytest.raises(TypeError, match=r"labels can't be sent as .*; cast to one of F64, F32.*BF16"):
         Tensor.of("labels", values)
@@ -176,3 +176,20 @@ def test_misaligned_bytes_are_copied_and_aligned_ones_are_not() -> None:
 def test_torch_need_not_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "torch")
     np.testing.assert_array_equal(Tensor.of("logits", VALUES).array, VALUES)
+
+
+@pytest.mark.parametrize("value", [[[1.0, None]], [["1", "2"]], [[True, False]]], ids=["null", "text", "truth"])
+def test_lists_hold_numbers_only(value: object) -> None:
+    with pytest.raises(TypeError, match="logits must be numbers"):
+        Tensor.of("logits", value)
+
+
+def test_a_number_in_a_list_that_does_not_fit_float32_is_refused() -> None:
+    with pytest.raises(ValueError, match="does not fit float32"):
+        Tensor.of("logits", [[1e39, 0.0]])
+    assert np.isinf(Tensor.of("logits", [[np.inf, 0.0]]).array[0, 0])
+
+
+def test_negated_views_of_torch_are_resolved() -> None:
+    view = torch._neg_view(torch.tensor([1.0, -2.0]))
+    np.testing.assert_array_equal(Tensor.of("logits", view).array, [-1, 2])

@@ -305,3 +305,31 @@ def test_results_merge_by_hand_as_well(client: Client) -> None:
     ]
     merged = merge(parts)
     assert merged.loss == pytest.approx(client.cross_entropy(LOGITS, LABELS).loss, rel=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param({"labels": np.zeros(9, np.int64)}, "labels has 9 rows", id="labels"),
+        pytest.param({"sample_weight": np.ones(400)}, "sample_weight has 400 rows", id="sample-weight"),
+        pytest.param({"out": {"gradients": np.zeros((5, 3), np.float32)}}, "must have 4 rows", id="short-out"),
+        pytest.param({"out": {"gradients": np.zeros((4, 3), np.int32)}}, "float32", id="integer-out"),
+        pytest.param({"out": {"nll": np.zeros(4, np.float32)}}, "include", id="out-not-asked-for"),
+        pytest.param({"out": {"loss": np.zeros(4, np.float32)}}, "include", id="out-of-a-number"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused_before_anything_is_sent(change: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"labels": np.zeros(4, np.int64), "include": ["loss", "gradients"], **change}
+    with pytest.raises(ValueError, match=message):
+        Evaluation(np.zeros((4, 3), np.float32), given.pop("labels"), given)  # type: ignore[arg-type]
+
+
+def test_a_mean_of_16_bit_gradients_is_rounded_once() -> None:
+    generator = np.random.default_rng(0)
+    logits, labels = generator.standard_normal((8, 3)).astype(np.float32), generator.integers(0, 3, 8)
+    with Client.local() as client:
+        options: dict[str, Any] = {"include": ["gradients"], "gradient_dtype": "F16", "grad_output": 1e5}
+        whole = client.cross_entropy(logits, labels, **options).gradients
+        merged = client.evaluate_arrays(logits, labels, chunk_bytes=24, **options).gradients
+    assert merged.dtype == np.float16
+    np.testing.assert_allclose(merged, whole, rtol=2e-3)

@@ -146,3 +146,34 @@ def test_nll_is_compared_where_both_have_it() -> None:
 def test_clients_compare_too() -> None:
     assert isinstance(Client.compare(made(A), made(B)), Comparison)
     assert math.isnan(compare(made([1]), made([2])).standard_error)
+
+
+def bare(nll: list[float], **more: Any) -> CrossEntropyResult:
+    outputs = {more.pop("output", "nll"): np.array(nll)}
+    meta: Any = None
+    return CrossEntropyResult(outputs, 0.0, 1.0, len(nll), 0, (), meta, **more)
+
+
+def test_equal_infinities_do_not_differ() -> None:
+    one = bare([math.inf, 1.0, 2.0])
+    assert compare(one, one).difference == 0
+
+
+def test_ids_that_occur_twice_cannot_be_compared() -> None:
+    with pytest.raises(ValueError, match="twice"):
+        compare(bare([1, 2], ids=["a", "a"]), bare([1, 2], ids=["a", "b"]))
+
+
+def test_results_without_losses_in_common_cannot_be_compared() -> None:
+    with pytest.raises(ValueError, match="in common"):
+        compare(bare([1, 2]), bare([1, 2], output="losses"))
+
+
+def test_ids_of_one_side_name_the_regressions() -> None:
+    assert compare(bare([1, 2]), bare([1, 3], ids=["a", "b"])).regressions["id"].tolist() == ["b", "a"]
+
+
+def test_top_begins_with_nan_before_infinity_and_never_counts_backwards() -> None:
+    result = bare([1.0, math.inf, math.nan])
+    assert result.top(2)["index"].tolist() == [2, 1]
+    assert result.top(-1)["index"].size == 0

@@ -189,3 +189,14 @@ def test_scaled_gradients_do_not_underflow_in_float16(client: Client) -> None:
     assert logits.grad is not None
     torch.testing.assert_close(logits.grad[0].double(), exact * 65536, rtol=2e-3, atol=1e-6)
     assert (logits.grad[0] != 0).all()
+
+
+def test_probabilities_ignore_nothing_whatever_ignore_index_is(client: Client) -> None:
+    logits, target = torch.randn(4, 3), torch.softmax(torch.randn(4, 3), 1)
+    ours = CrossEntropyLoss(client, ignore_index=-1)(logits, target)
+    torch.testing.assert_close(ours, nn.CrossEntropyLoss(ignore_index=-1)(logits, target))
+
+
+def test_an_unknown_reduction_is_refused(client: Client) -> None:
+    with pytest.raises(ValueError, match="avg"):
+        CrossEntropyLoss(client, reduction="avg")  # type: ignore[arg-type]
