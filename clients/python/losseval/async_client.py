@@ -92,18 +92,24 @@ class AsyncClient(BaseClient[httpx.AsyncClient]):
                 return result
             outcome = await self._send(http, step) if isinstance(step, Attempt) else await self._sleep(step)
 
+    async def _send(self, http: httpx.AsyncClient, attempt: Attempt) -> Reply | Exception:
+        try:
+            # Nothing else bounds headers that come byte by byte.
+            return await asyncio.wait_for(self._perform(http, attempt), attempt.timeouts["read"])
+        except asyncio.TimeoutError:  # in Python 3.10 not the built-in one
+            return TimeoutError("the time budget is used up")
+        except (httpx.RequestError, httpx.InvalidURL) as error:
+            return error
+
     @staticmethod
-    async def _send(http: httpx.AsyncClient, attempt: Attempt) -> Reply | Exception:
+    async def _perform(http: httpx.AsyncClient, attempt: Attempt) -> Reply:
         method, url, headers, parts, timeouts = attempt
         content: Any = b"".join(parts) if attempt.is_small else _asynchronous(attempt.pieces())
         body, extensions = bytearray(), {"timeout": timeouts}
-        try:
-            async with http.stream(method, url, headers=headers, content=content, extensions=extensions) as response:
-                async for piece in response.aiter_bytes():
-                    timeouts.check()
-                    body += piece
-        except (httpx.RequestError, TimeoutError) as error:
-            return error
+        async with http.stream(method, url, headers=headers, content=content, extensions=extensions) as response:
+            async for piece in response.aiter_bytes():
+                timeouts.check()
+                body += piece
         return Reply(response.status_code, response.headers, body)
 
     def _make_http(self, transport: Any) -> httpx.AsyncClient:  # noqa: ANN401

@@ -29,16 +29,19 @@ _KEEPALIVE_S = 71.0
 
 
 class BaseClient(Generic[Http]):
-    """A client of the service; connects when it is first used.
+    """A client of the service; connects when it is first used. A pickle of it holds the API key.
 
     Args:
-        base_url: By default LOSSEVAL_URL, else http://127.0.0.1:8000.
+        base_url: By default LOSSEVAL_URL, else http://127.0.0.1:8000; without user information or a query.
         api_key: By default LOSSEVAL_API_KEY, else none.
         timeout: Seconds a call may take, retries included; the service is told how many are left.
         max_attempts: Requests a call may take if connections fail or the answer is 429, 502, 503 or 504.
         wire: `json` for reading along; the numbers are the same.
         http_client: An httpx client of your own; it is not closed, and can't be forked or pickled.
         transport: An httpx transport of your own, or a function that makes one in every process anew.
+
+    Raises:
+        ValueError: `base_url`, `api_key` or `timeout` can't be used.
     """
 
     compare = staticmethod(compare)
@@ -222,7 +225,7 @@ class Client(BaseClient["httpx.Client"]):
                     body = piece if isinstance(piece, bytearray) else body + piece
             # Response and stream refer to each other, and the request's arrays would stay until a garbage collection.
             response.stream = httpx.ByteStream(b"")
-        except (httpx.RequestError, TimeoutError) as error:
+        except (httpx.RequestError, httpx.InvalidURL, TimeoutError) as error:
             return error
         return Reply(response.status_code, response.headers, body)
 

@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Generic, Literal, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 from .errors import APIConnectionError, APIResponseError, APIStatusError, APITimeoutError, LossevalError
 from .results import Meta
@@ -20,13 +21,19 @@ R = TypeVar("R")
 _log = logging.getLogger("losseval")
 _RETRIED = frozenset({429, 502, 503, 504})
 _FIRST_WAIT_S, _LONGEST_WAIT_S, _CONNECT_S = 0.25, 8.0, 5.0
+_DAY_S = 86_400.0
+"""Nothing waits longer at once: sockets refuse more than 24 days."""
 _PIECE_BYTES = 1 << 17
 """httpcore copies what the kernel doesn't take at once; of pieces this small it takes nearly everything."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What a client does alike in every call; `is_patient`: retries are bounded by time alone."""
+    """What a client does alike in every call; `is_patient`: retries are bounded by time alone.
+
+    Raises:
+        ValueError: Something can't be used. The text shows neither a key nor a URL, which may hold a password.
+    """
 
     base_url: str
     api_key: str | None = dataclasses.field(repr=False)
@@ -34,6 +41,15 @@ class Config:
     max_attempts: int
     wire: Literal["binary", "json"]
     is_patient: bool = False
+
+    def __post_init__(self) -> None:
+        if not _is_base_url(self.base_url):
+            raise ValueError("base_url must be http(s)://host[:port][/path], without user information or a query")
+        _check_timeout(self.timeout)
+        key = (self.api_key or "").strip()  # one that was read from a file ends with a line break
+        if not _is_header(key):
+            raise ValueError("api_key must be printable ASCII")
+        object.__setattr__(self, "api_key", key or None)
 
 
 class Reply(NamedTuple):
@@ -67,7 +83,7 @@ class Timeouts(dict[str, float]):
     def __missing__(self, name: str) -> float:
         self.is_new_connection |= name == "connect"
         # Not zero, which sockets take for not waiting at all.
-        return max(0.001, min(self._deadline - self._clock(), _CONNECT_S if name == "connect" else math.inf))
+        return max(0.001, min(self._deadline - self._clock(), _CONNECT_S if name == "connect" else _DAY_S))
 
     def get(self, name: str, _: object = None) -> float:
         """Looks a timeout up."""
@@ -127,6 +143,26 @@ def wait_s(attempt: int, *, retry_after: str, chance: float) -> float:
     return asked_s + chance * min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0 ** min(attempt - 1, 10))
 
 
+def _is_base_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+        host.encode("idna")  # as a connection does
+    except ValueError:
+        return False
+    is_clean = url.isprintable() and not set(" ?#") & set(url) and "@" not in parts.netloc
+    return is_clean and parts.scheme in {"http", "https"} and host != "" and port != 0
+
+
+def _check_timeout(seconds: float | None) -> None:
+    if seconds is None or not 0 < seconds < math.inf:  # NaN is neither
+        raise ValueError(f"timeout must be a finite number of seconds above 0, not {seconds}")
+
+
+def _is_header(text: str) -> bool:
+    return text.isascii() and text.isprintable()
+
+
 def new_request_id() -> str:
     """Returns 32 hexadecimal digits."""
     return f"{random.getrandbits(128):032x}"
@@ -145,8 +181,13 @@ def exchange(
 
     Raises:
         APIConnectionError, APIStatusError: What came of the last attempt.
+        ValueError: The call's timeout or request_id can't be used.
     """
-    deadline, request_id = clock() + (call.timeout or config.timeout), call.request_id or new_request_id()
+    timeout_s = config.timeout if call.timeout is None else call.timeout
+    _check_timeout(timeout_s)
+    deadline, request_id = clock() + timeout_s, call.request_id or new_request_id()
+    if not _is_header(request_id):
+        raise ValueError(f"request_id must be printable ASCII, not {request_id!r}")
     headers = {"X-Request-Id": request_id}
     if call.parts:
         headers |= {"Content-Type": call.media_type, "Content-Length": str(sum(map(len, call.parts)))}
@@ -189,7 +230,8 @@ def _judge(outcome: Reply | Exception | None, request_id: str) -> tuple[Losseval
         error = APIStatusError.of(outcome.status_code, outcome.body, outcome.headers.get("x-request-id", request_id))
         return error, outcome.headers.get("retry-after", "") if outcome.status_code in _RETRIED else None
     kind = APITimeoutError if isinstance(outcome, httpx.TimeoutException | TimeoutError) else APIConnectionError
-    return kind(f"{type(outcome).__name__}: {outcome}", request_id), ""
+    is_permanent = isinstance(outcome, httpx.InvalidURL | httpx.UnsupportedProtocol)
+    return kind(f"{type(outcome).__name__}: {outcome}", request_id), None if is_permanent else ""
 
 
 def _read(call: Call[R], reply: Reply, request_id: str, attempts: int) -> R:

@@ -2,11 +2,18 @@
 
 import contextlib
 import http.client
+import io
+import socket
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from typing import Any
 
 import httpx
+
+from .exchange import Timeouts
+
+_PIECE_BYTES, _STEP_BYTES = 1 << 16, 1 << 26
+"""A body's buffer grows by steps, for its announced length may be a lie."""
 
 
 class DirectTransport(httpx.HTTPTransport):
@@ -48,7 +55,7 @@ class DirectTransport(httpx.HTTPTransport):
             if time.monotonic() < expiry:
                 return connection
             connection.close()
-        return http.client.HTTPConnection(url.host, url.port)
+        return http.client.HTTPConnection(url.host, url.port or 80)  # it looks for a port in ::1
 
     def _close_idle(self) -> None:
         for idle in [*self._idle.values()]:
@@ -57,8 +64,31 @@ class DirectTransport(httpx.HTTPTransport):
                     idle.pop()[1].close()
 
 
+class _TimedReader(io.RawIOBase):
+    """Poses as a socket to be read: each receiving takes no longer than the call has left, however little comes."""
+
+    def __init__(self, sock: socket.socket, timeouts: Timeouts) -> None:
+        # A file, because the connection closes its socket before an answer that ends with it is read.
+        self._file, self._sock, self._timeouts = sock.makefile("rb", buffering=0), sock, timeouts
+
+    def makefile(self, _: str) -> io.BufferedReader:
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:  # noqa: ANN401 - a buffer
+        self._timeouts.check()
+        self._sock.settimeout(self._timeouts["read"])
+        return self._file.readinto(buffer)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 def _exchange(
-    connection: http.client.HTTPConnection, request: httpx.Request, timeouts: Mapping[str, float]
+    connection: http.client.HTTPConnection, request: httpx.Request, timeouts: Timeouts
 ) -> tuple[http.client.HTTPResponse, bytearray]:
     if connection.sock is None:
         connection.timeout = timeouts["connect"]
@@ -73,17 +103,29 @@ def _exchange(
         for part in parts:
             sock.settimeout(timeouts["write"])
             sock.sendall(part)
-    sock.settimeout(timeouts["read"])
-    response = connection.getresponse()
-    if response.length is None:
-        return response, bytearray(response.read())
-    body, start = bytearray(response.length), 0
-    while start < len(body):
-        sock.settimeout(timeouts["read"])
-        # Not the response's own readinto, which goes on until all is there, each time with the whole timeout.
-        count = response.fp.readinto1(memoryview(body)[start:])
-        if not count:
-            raise http.client.IncompleteRead(b"", len(body) - start)
-        start += count
-    response.close()
+    reader: Any = _TimedReader(sock, timeouts)
+    make: Any = lambda _, **options: http.client.HTTPResponse(reader, **options)  # noqa: E731 - typed as a class
+    connection.response_class = make
+    with connection.getresponse() as response:
+        body = _read_unsized(response) if response.length is None else _read_sized(response, response.length)
     return response, body
+
+
+def _read_unsized(response: http.client.HTTPResponse) -> bytearray:
+    body = bytearray()
+    while piece := response.read1(_PIECE_BYTES):  # without a number it allocates what a chunk announces
+        body += piece
+    return body
+
+
+def _read_sized(response: http.client.HTTPResponse, length: int) -> bytearray:
+    body, start = bytearray(min(length, _STEP_BYTES)), 0
+    while start < length:
+        if start == len(body):
+            body += bytes(min(length - start, _STEP_BYTES))
+        with memoryview(body) as view:
+            count = response.fp.readinto1(view[start:])
+        if not count:
+            raise http.client.IncompleteRead(b"", length - start)
+        start += count
+    return body

@@ -85,6 +85,79 @@ def test_a_call_may_have_a_timeout_of_its_own() -> None:
     assert float(server.exchanges[0].header("x-request-timeout")) <= 2
 
 
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), None])
+def test_a_timeout_is_a_number_of_seconds(timeout: Any) -> None:
+    text = f"timeout must be a finite number of seconds above 0, not {timeout}"
+    for make in (Client, AsyncClient, Client().with_options):
+        with pytest.raises(ValueError, match=text):
+            make(timeout=timeout)
+    if timeout is not None:  # which is the client's
+        with Server() as server, Client(server.url) as client, pytest.raises(ValueError, match=text):
+            client.cross_entropy(LOGITS, LABELS, timeout=timeout)
+        assert server.exchanges == []
+
+
+def test_a_timeout_longer_than_sockets_take_is_fine() -> None:
+    with Server() as server, Client(server.url, timeout=1e300) as client:
+        assert client.cross_entropy(LOGITS, LABELS).loss == 0.5
+
+
+def test_white_space_around_a_key_is_no_part_of_it() -> None:
+    with Server() as server, Client(server.url, api_key=" k\n") as client:
+        client.cross_entropy(LOGITS, LABELS)
+    assert server.exchanges[0].header("authorization") == "Bearer k"
+
+
+@pytest.mark.parametrize("key", ["SECRET\nX: y", "SECRET\t1", "SECRET\N{EURO SIGN}"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOSSEVAL_API_KEY", key)
+    with pytest.raises(ValueError, match=r"^api_key must be printable ASCII$"):
+        Client()
+    for make in (Client, AsyncClient, Client(api_key="k").with_options):
+        with pytest.raises(ValueError, match=r"^api_key must be printable ASCII$"):
+            make(api_key=key)
+
+
+def test_a_request_id_stays_in_its_line() -> None:
+    with Server() as server, Client(server.url) as client, pytest.raises(ValueError, match="request_id must be"):
+        client.cross_entropy(LOGITS, LABELS, request_id="a\r\nX: y")
+    assert server.exchanges == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:SECRET@host",
+        "http://user:SEC/RET@host",
+        "http://host/?a=b",
+        "http://host?",
+        "http://host#a",
+        "http://host:99999",
+        "http://a..b",
+        "http://host\n",
+        "http://ho st",
+        "http://[::1",
+        "http://",
+        "ftp://host",
+        "host:8000",
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused_and_not_shown(url: str) -> None:
+    for make in (Client, AsyncClient):
+        with pytest.raises(ValueError, match=r"^base_url must be http\(s\)://host") as caught:
+            make(url)
+        assert "SEC" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["http://[::1]", "HTTP://[::1]:80", "http://localhost/path/"])
+def test_a_port_can_be_left_out(host: str) -> None:
+    with Client(host) as client:
+        transport = client._open()[0]._transport
+        assert isinstance(transport, DirectTransport)
+        connection = transport._take(httpx.URL(host))
+        assert (connection.host, connection.port) == (httpx.URL(host).host, 80)
+
+
 def test_a_misspelt_option_is_refused_before_anything_is_sent() -> None:
     with Server() as server, Client(server.url) as client:
         with pytest.raises(TypeError, match=r"no option 'temprature'; did you mean 'temperature'\?"):

@@ -163,6 +163,14 @@ def test_a_fresh_connection_is_never_stale(error: Exception) -> None:
     assert len(run.attempts) == 3
 
 
+@pytest.mark.parametrize("error", [httpx.UnsupportedProtocol("ftp"), httpx.InvalidURL("bad")])
+def test_what_cannot_get_better_is_not_tried_again(error: Exception) -> None:
+    run = Run(error)
+    with pytest.raises(errors.APIConnectionError):
+        run.perform()
+    assert run.waits == []
+
+
 def test_the_budget_stops_retries_when_everything_fails() -> None:
     budget = RetryBudget()
     attempts = 0

@@ -187,6 +187,70 @@ def test_the_time_budget_is_kept(perform: Perform, chunk: bytes) -> None:
     assert 0.2 < float(server.exchanges[0].header("x-request-timeout")) <= 0.3
 
 
+_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-safetensors\r\n"
+
+
+# Not httpcore without asyncio: it looks the time for all headers up once.
+@pytest.mark.parametrize("perform", ["sync", "async"], indirect=True)
+@pytest.mark.parametrize(
+    ("head", "drop"),
+    [
+        (_HEAD + b"transfer-encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (_HEAD + b"\r\n", b"x"),
+        (_HEAD, b"x"),
+        (b"HTTP/1.1 2", b"0"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    ],
+    ids=["chunked", "unsized", "headers", "status", "continue"],
+)
+def test_the_time_budget_is_kept_whatever_drips(perform: Perform, head: bytes, drop: bytes) -> None:
+    def step(exchange: scripted.Exchange) -> bool:
+        exchange.read_body()
+        exchange.sock.sendall(head)
+        for _ in range(100):
+            exchange.sock.sendall(drop)
+            time.sleep(0.02)
+        return False
+
+    started = time.monotonic()
+    with Server(step) as server:
+        (error,) = perform(server.url, SMALL, timeout=0.3)
+        took_s = time.monotonic() - started
+    assert type(error) is errors.APITimeoutError
+    assert 0.3 <= took_s < 0.9
+
+
+@pytest.mark.parametrize("length", [4 * 10**10, 10**15, 10**30])
+def test_a_length_that_is_a_lie_is_a_connection_error(perform: Perform, length: int) -> None:
+    def step(exchange: scripted.Exchange) -> bool:
+        exchange.read_body()
+        exchange.sock.sendall(scripted.message(200, b"x", content_length=str(length)))
+        return False
+
+    with Server(step) as server:
+        (error,) = perform(server.url, SMALL, max_attempts=1)
+    assert type(error) is errors.APIConnectionError
+
+
+@pytest.mark.parametrize("perform", ["sync"], indirect=True)
+def test_a_chunk_size_that_is_a_lie_is_a_connection_error(perform: Perform) -> None:
+    def step(exchange: scripted.Exchange) -> bool:
+        exchange.read_body()
+        exchange.sock.sendall(_HEAD + b"transfer-encoding: chunked\r\n\r\n38d7ea4c68000\r\nx")
+        return False
+
+    with Server(step) as server:
+        (error,) = perform(server.url, SMALL, max_attempts=1)
+    assert type(error) is errors.APIConnectionError
+
+
+def test_a_buffer_that_grows_holds_the_same(perform: Perform, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("losseval.transport._STEP_BYTES", 7)
+    with Server() as server:
+        (result,) = perform(server.url, SMALL)
+    np.testing.assert_array_equal(result.losses, np.array([0.25, 0.75], np.float32))
+
+
 def test_the_time_budget_is_kept_by_a_server_that_does_not_read(perform: Perform) -> None:
     def step(exchange: scripted.Exchange) -> bool:
         released.wait(5)

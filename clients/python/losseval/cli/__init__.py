@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = getattr(error, "format_message", error.__str__)()
         return _fail(message or repr(error), getattr(error, "exit_code", 1))
     if code == _STOPPED:  # at once: the end of the interpreter waits for requests under way
-        sys.stdout.flush()
+        if sys.stdout:  # None where it was closed
+            sys.stdout.flush()
         os._exit(code)
     return code
 

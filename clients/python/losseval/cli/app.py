@@ -89,6 +89,8 @@ def evaluate(  # noqa: PLR0913 - the API's options
     from . import files as io
     from .evaluation import evaluate_rows
 
+    outputs = io.Outputs({"--out": out, "--gradients-out": gradients_out, "--plot-file": plot_file})
+    outputs.check_inputs([*files, weight or ""])
     io.check_ending("--out", out, ".parquet", ".csv", ".jsonl", ".npz")
     io.check_ending("--gradients-out", gradients_out, ".safetensors")
     io.check_ending("--plot-file", plot_file, ".png", ".svg")
@@ -101,19 +103,23 @@ def evaluate(  # noqa: PLR0913 - the API's options
     options = {name: asked[name] for name in _OPTIONS} | {"weight": weight and io.read_weight(sources[0][0], weight)}
     per_sample = ["nll", "predictions", "margin"] if out or top_k or plot or plot_file else []
     options["include"] = ["loss", "summary", *per_sample, *(["gradients"] if gradients_out else [])]
-    with _connect(url, api_key, timeout, is_local=local) as client, report.progress_bar() as show:
-        client.ready()  # in bulk a client is patient, with a server that isn't there too
-        gradients = io.Gradients(gradients_out) if gradients_out else None
-        result, error = evaluate_rows(client, sources, options, gradients=gradients, show=show)
-    table = io.tabulate(result) if per_sample else {}
-    if gradients:
-        gradients.close(result.normalizer or 1 if reduction == "mean" else 1)
-    if out:
-        io.write_table(out, table)
-    if plot_file:
-        report.draw_histogram(table["nll"], plot_file)
-    worst = io.tabulate(result, top_k) if top_k else {}
-    report.show_result(result, worst, has_classes=per_class, as_json=as_json, is_complete=not error)
+    with outputs:
+        with _connect(url, api_key, timeout, is_local=local) as client, report.progress_bar() as show:
+            client.ready()  # in bulk a client is patient, with a server that isn't there too
+            gradients = io.Gradients(outputs.files[gradients_out]) if gradients_out else None
+            result, error = evaluate_rows(client, sources, options, gradients=gradients, show=show)
+        table = io.tabulate(result) if per_sample else {}
+        try:
+            if gradients:
+                gradients.close(result.normalizer or 1 if reduction == "mean" else 1)
+            if out:
+                io.write_table(outputs.files[out], out, table)
+            if plot_file:
+                report.draw_histogram(table["nll"], outputs.files[plot_file], plot_file[-3:])
+            outputs.keep()
+        finally:  # a full disk is not to cost the numbers, nor a closed pipe the files
+            worst = io.tabulate(result, top_k) if top_k else {}
+            report.show_result(result, worst, has_classes=per_class, as_json=as_json, is_complete=not error)
     if plot and not as_json:
         report.show_histogram(table["nll"])
     if error:
@@ -132,10 +138,9 @@ def compare(
 ) -> None:
     """Compares B with A: sample by sample if both are of the same samples, else mean with mean."""
     from . import CommandError, report
-    from .evaluation import compare_results, judge, read_result
+    from .evaluation import compare_results, read_result
 
-    comparison, why = compare_results(read_result(a), read_result(b))
-    verdict = judge(comparison)
+    comparison, verdict, why = compare_results(read_result(a), read_result(b))
     low, high = comparison.interval
     numbers = {
         "b_is": verdict,

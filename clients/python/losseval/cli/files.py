@@ -1,11 +1,13 @@
 """Files: named columns, read some rows at a time, their names never guessed; and what is written."""
 
 import contextlib
+import errno
 import functools
 import itertools
 import json
 import math
 import os
+import re
 import struct
 import sys
 import zipfile
@@ -28,6 +30,8 @@ CHUNK_BYTES = 8 << 20
 """About how much of a file makes a request."""
 SAMPLE = ("id", "label", "prediction", "nll", "self_confidence", "margin")
 _LISTED = 20
+_NUMBER = re.compile(rb'(?<=[\[,:\s])"(NaN|-?Infinity)"(?=\s*[,\]}])')
+"""A string that the service and `to_plain` write for a number, where JSON has none."""
 _HEADER_BYTES = 256
 """Reserved in a safetensors file for its header, which says how many rows there came to be."""
 
@@ -58,7 +62,9 @@ class Source(NamedTuple):
             if not chosen[role] and (name or role not in {"id", "label"}):
                 held = [f"{one} {kind}" for one, kind in self.holds.items()]
                 held[_LISTED:] = [f"{len(held) - _LISTED} more"] if len(held) > _LISTED else []
-                raise CommandError(f"{self.path} has no {name or role!r}; {hint}.\nIt holds {', '.join(held)}.")
+                raise CommandError(
+                    f"{self.path} has no {name or role!r}; {hint}.\nIt holds {', '.join(held)}.", 2 if name else 1
+                )
         return {role: columns for role, columns in chosen.items() if columns}
 
     def _find(self, name: str) -> Sequence[str]:
@@ -85,17 +91,19 @@ def read_weight(source: Source, text: str) -> Array:
 
 
 def _open(paths: Sequence[str]) -> Source:
-    suffix = Path(paths[0]).suffix
+    suffix, shown = Path(paths[0]).suffix, ", ".join(paths)
+    if paths[0] == "-":
+        suffix, shown = ".jsonl", "standard input"
     try:
         if suffix in {".npy", ".npz", ".safetensors"}:
             return _open_arrays(paths)
         if suffix == ".parquet":
             return _open_parquet(paths[0])
-        if suffix in {".csv", ".jsonl"} or paths[0] == "-":
-            return _open_text(paths[0])
+        if suffix in {".csv", ".jsonl"}:
+            return _open_text(paths[0])._replace(path=shown)
     except (ValueError, KeyError, struct.error, zipfile.BadZipFile) as error:
-        raise CommandError(f"{', '.join(paths)}: not a {suffix} file as it should be: {error}") from None
-    raise CommandError(f"{paths[0]}: only .npy, .npz, .safetensors, .parquet, .csv, .jsonl and - can be read", 2)
+        raise CommandError(f"{shown}: not a {suffix} file as it should be: {error}") from None
+    raise CommandError(f"{shown}: only .npy, .npz, .safetensors, .parquet, .csv, .jsonl and - can be read", 2)
 
 
 class _Stored(NamedTuple):
@@ -134,6 +142,8 @@ def _list_arrays(path: str) -> Iterator[tuple[str, _Stored]]:
     else:
         with opens() as file:
             (length,) = struct.unpack("<Q", file.read(8))
+            if length > os.fstat(file.fileno()).st_size:
+                raise ValueError(f"its header can't have {length} bytes")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
         for name, entry in header.items():
@@ -215,7 +225,14 @@ def _parse(header: bytes | None, lines: Sequence[bytes], columns: Columns) -> An
 
     block = pa.py_buffer(b"".join([header or b"", *lines]))
     if header is None:
-        return json.read_json(pa.BufferReader(block), json.ReadOptions(block_size=block.size + 1))
+        options = json.ReadOptions(block_size=block.size + 1)
+        try:
+            return json.read_json(pa.BufferReader(block), options)
+        except pa.ArrowInvalid:
+            numbers, replaced = _NUMBER.subn(rb"\1", block.to_pybytes())
+            if not replaced:
+                raise
+            return json.read_json(pa.BufferReader(numbers), options)
     texts = dict.fromkeys(columns.get("id", ()), pa.string())  # else 007 is 7
     convert = csv.ConvertOptions(null_values=[""], column_types=texts)
     return csv.read_csv(pa.BufferReader(block), convert_options=convert)
@@ -248,26 +265,69 @@ def check_ending(option: str, path: str | None, *endings: str) -> None:
         raise CommandError(f"{option} {path}: must end in {' or '.join(endings)}", 2)
 
 
-def write_table(path: str, columns: Mapping[str, Array]) -> None:
-    """Writes columns as the ending says."""
+class Outputs:
+    """Files to be written, each beside its place as PATH.part until `keep` puts them there; `files` are open."""
+
+    def __init__(self, paths: Mapping[str, str | None]) -> None:
+        self._options = {path: option for option, path in paths.items() if path}
+        self.files: dict[str, IO[bytes]] = {}
+
+    def check_inputs(self, inputs: Sequence[str]) -> None:
+        """CommandError: an output is an input."""
+        read: list[str | int] = [0 if one == "-" else one for one in inputs]  # 0 is standard input
+        for path, option in self._options.items():
+            if any(Path(path).exists() and os.path.exists(one) and os.path.samefile(path, one) for one in read):  # noqa: PTH110, PTH121 - 0 is no path
+                raise CommandError(f"{option} {path}: is read, so it can't be written", 2)
+
+    def __enter__(self) -> None:
+        path = ""
+        try:
+            for path in self._options:
+                if Path(path).is_dir():
+                    raise IsADirectoryError(errno.EISDIR, "it is a directory")
+                self.files[path] = _part(path).open("w+b")
+        except OSError as error:
+            self.__exit__()
+            raise CommandError(f"{self._options[path]} {path}: can't be written: {error.strerror}") from None
+
+    def __exit__(self, *_: object) -> None:
+        for path, file in self.files.items():
+            with contextlib.suppress(OSError):  # a full disk, of which has been told
+                file.close()
+            _part(path).unlink(missing_ok=True)
+
+    def keep(self) -> None:
+        """Puts the files in their places."""
+        for file in self.files.values():
+            file.close()
+        for path in self.files:
+            _part(path).replace(Path(path).resolve())
+
+
+def _part(path: str) -> Path:
+    return Path(f"{Path(path).resolve()}.part")  # a link stays one
+
+
+def write_table(file: IO[bytes], path: str, columns: Mapping[str, Array]) -> None:
+    """Writes columns as the ending of the path says."""
     if path.endswith(".npz"):
-        np.savez(path, allow_pickle=False, **columns)
+        np.savez(file, allow_pickle=False, **columns)
     elif path.endswith(".jsonl"):
         rows = zip(*map(to_plain, columns.values()), strict=True)
-        with Path(path).open("w") as file:
-            file.writelines(json.dumps(dict(zip(columns, row, strict=True)), default=str) + "\n" for row in rows)
+        lines = (json.dumps(dict(zip(columns, row, strict=True)), default=str) + "\n" for row in rows)
+        file.writelines(map(str.encode, lines))
     else:
         import pyarrow as pa
         from pyarrow import csv, parquet
 
-        (csv.write_csv if path.endswith(".csv") else parquet.write_table)(pa.table(dict(columns)), path)
+        (csv.write_csv if path.endswith(".csv") else parquet.write_table)(pa.table(dict(columns)), file)
 
 
 class Gradients:
     """A .safetensors file that grows by rows."""
 
-    def __init__(self, path: str) -> None:
-        self._path, self._file, self._rows = path, Path(path).open("wb"), 0  # noqa: SIM115 - `close` does
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._rows = file, 0
         self._file.write(bytes(_HEADER_BYTES))
 
     def add(self, gradients: Array) -> None:
@@ -282,7 +342,7 @@ class Gradients:
         header = json.dumps({"gradients": entry}).encode().ljust(_HEADER_BYTES - 8)
         self._file.seek(0)
         self._file.write(struct.pack("<Q", _HEADER_BYTES - 8) + header)
-        self._file.close()
-        mapped = np.memmap(self._path, like.dtype, "r+", _HEADER_BYTES)
+        self._file.flush()
+        mapped = np.memmap(self._file, like.dtype, "r+", _HEADER_BYTES)
         for start in range(0, mapped.size, CHUNK_BYTES):
             mapped[start : start + CHUNK_BYTES] /= divisor

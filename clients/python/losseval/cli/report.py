@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from shutil import get_terminal_size
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -71,7 +71,7 @@ def show_table(columns: Mapping[str, Iterable[object]], title: str = "") -> None
     is_float = (float, np.floating)
     cells = [[f"{cell:.6g}" if isinstance(cell, is_float) else str(cell) for cell in one] for one in columns.values()]
     rows = [*zip(*cells, strict=True)]
-    if not sys.stdout.isatty():
+    if not sys.stdout or not sys.stdout.isatty():  # None where it was closed
         print("\n".join(["\n" + "\t".join(columns)] * bool(title) + ["\t".join(row) for row in rows]))
         return
     from rich import box
@@ -106,7 +106,7 @@ def show_histogram(nll: Array) -> None:
         print(f"{edge:10.3g} {count:12,} {'█' * whole}{' ▏▎▍▌▋▊▉'[eighths]}".rstrip())
 
 
-def draw_histogram(nll: Array, path: str) -> None:
+def draw_histogram(nll: Array, file: IO[bytes], kind: str) -> None:
     """Writes a picture."""
     from matplotlib.figure import Figure
 
@@ -115,13 +115,13 @@ def draw_histogram(nll: Array, path: str) -> None:
     axes = figure.subplots()
     axes.stairs(counts, edges, fill=True)
     axes.set(xscale="log", xlabel="nll", ylabel="samples")
-    figure.savefig(path, dpi=150)
+    figure.savefig(file, format=kind, dpi=150)
 
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Callable[[float | None, int, float], None]]:
     """Shows the share, samples a second, the time left and the mean; nothing unless standard error is a terminal."""
-    if not sys.stderr.isatty():
+    if not sys.stderr or not sys.stderr.isatty():
         yield lambda *_: None
         return
     from rich.console import Console

@@ -103,8 +103,48 @@ def test_files_that_hold_no_losses_are_refused(losseval: Command, tmp_path: Path
     answer = losseval("compare", path, path)
     assert answer.code == 1
     assert "has no 'nll'; give what `losseval evaluate --out` wrote" in answer.err
+
+
+def test_repeated_ids_leave_positions_to_pair_by(losseval: Command, tmp_path: Path) -> None:
     twice = write_losses(tmp_path / "twice.jsonl", [1, 2], [7, 7], [0, 0])
-    assert "an id occurs twice" in losseval("compare", twice, twice).err
+    same = write_losses(tmp_path / "same.jsonl", [1, 3], [7, 7], [0, 0])
+    other = write_losses(tmp_path / "other.jsonl", [1, 3], [7, 7], [0, 1])
+    longer = write_losses(tmp_path / "longer.jsonl", [1, 3, 4], [7, 8, 9], [0, 1, 1])
+    document = losseval("compare", twice, same, "--json").document
+    assert (document["kind"], document["count"], document["difference"]) == ("paired", 2, 0.5)
+    assert document["why"] == "2 positions (an id occurs twice) are in both files"
+    assert losseval("compare", twice, other, "--json").document["kind"] == "gap"
+    answer = losseval("compare", twice, longer)
+    assert (answer.code, answer.out) == (1, "")
+    assert "an id occurs twice, and 2 and 3 samples" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "verdict"),
+    [
+        ([1, np.inf], [1, np.inf], "no different"),
+        ([1, np.nan], [1, np.inf], "can't be told"),
+        ([1, 2], [1, np.inf], "worse"),
+        ([1, np.inf], [np.nan, 2], "worse"),
+        ([1, np.inf], [1, 2], "can't be told"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_only_what_is_not_finite_in_b_alone_makes_it_worse(
+    a: list[float], b: list[float], verdict: str, losseval: Command, tmp_path: Path
+) -> None:
+    paths = [write_losses(tmp_path / f"{name}.jsonl", nll, [0, 1], [0, 0]) for name, nll in (("a", a), ("b", b))]
+    answer = losseval("compare", *paths, "--fail-if-worse", "--json")
+    assert answer.document["b_is"] == verdict
+    assert answer.code == (3 if verdict == "worse" else 0)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "npz", "parquet"])
+def test_infinite_losses_are_read_as_they_are_written(ending: str, losseval: Command, tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", logits=np.array([[0, -np.inf], [0, 1], [1, 2]]), labels=[1, 0, 1])
+    out = tmp_path / f"out.{ending}"
+    assert losseval("evaluate", tmp_path / "set.npz", "--out", out).code == 0
+    assert losseval("compare", out, out, "--fail-if-worse", "--json").code == 0
 
 
 def test_info_tells_device_distance_and_limits(losseval: Command) -> None:

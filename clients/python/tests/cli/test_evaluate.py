@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from losseval import APIStatusError, Client
+
 from .conftest import Command
 from .data import DataSet, log_softmax, make_data
 
@@ -109,6 +111,46 @@ def test_standard_input_is_json_lines(environment: dict[str, str], data: DataSet
     done = subprocess.run(command, input=text.encode(), env=environment, capture_output=True, check=True)
     assert json.loads(done.stdout)["loss"] == pytest.approx(data.loss, rel=1e-6)
     assert done.stderr == b""
+    done = subprocess.run(command, input=b"logits", env=environment, capture_output=True, check=False)
+    assert done.stderr.startswith(b"error: standard input: not a .jsonl file as it should be")
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_closed_standard_streams_are_no_error(options: list[str], path: Path, environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "losseval", "evaluate", str(path), *options]
+    shell = ["sh", "-c", '"$@" >&-', "sh", *command]
+    done = subprocess.run(shell, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    shell[2] = '"$@" 2>&-'
+    done = subprocess.run(shell, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0
+    assert done.stdout
+
+
+def test_strings_for_what_json_has_no_number_for_are_numbers(losseval: Command, tmp_path: Path) -> None:
+    lines = ['{"id": "NaN", "logits": [1, "-Infinity"], "labels": 0}', '{"id": "b", "logits": [1, 2], "labels": 1}']
+    (tmp_path / "set.jsonl").write_text("\n".join(lines).replace('"NaN"', '"a"'))
+    expected = -log_softmax(np.array([[1.0, 2]]))[0, 1] / 2
+    assert losseval("evaluate", tmp_path / "set.jsonl", "--json").document["loss"] == pytest.approx(expected)
+    (tmp_path / "set.jsonl").write_text("\n".join(lines).replace('"-Infinity"', "-Infinity"))
+    document = losseval("evaluate", tmp_path / "set.jsonl", "--json", "--top-k", 2).document
+    assert document["top"]["id"] == ["b", "NaN"]
+
+
+@pytest.mark.parametrize("errors", [[{"message": "no"}], None, [], [1], {"a": 1}, 5])
+def test_a_gateways_refusal_is_told_whatever_its_form(
+    errors: object, losseval: Command, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise APIStatusError(403, {"errors": errors}, "0" * 32)
+
+    monkeypatch.setattr(Client, "evaluate_many", refuse)
+    answer = losseval("evaluate", path)
+    assert answer.code == 1
+    assert answer.err.startswith("error: 403 ")
+    assert answer.err.endswith(
+        f"\nall: {'no' if errors == [{'message': 'no'}] else 'see above'} (counted from sample 0)\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -128,6 +170,7 @@ def test_standard_input_is_json_lines(environment: dict[str, str], data: DataSet
         ("l.safetensors", b"\x10\0\0\0\0\0\0\0{", "not a .safetensors file"),
         ("m.csv", b"logits,labels\n1,0\n", "a row of logits needs one for each class"),
         ("n.txt", b"", "can be read"),
+        ("o.safetensors", b"\0\0\0\0\0\0\0\x10{}", "its header can't have 1152921504606846976 bytes"),
         ("missing.npz", None, "No such file or directory"),
     ],
 )
@@ -167,7 +210,9 @@ def test_a_name_is_never_guessed_and_the_error_lists_what_there_is(
     assert f"{path} has no 'labels'" in answer.err
     assert "It holds output float32 (400, 5), target int32 (400,), logits float32 (400, 5)." in answer.err
     assert "--labels" in answer.err
-    assert "has no 'key'" in losseval("evaluate", path, "--labels", "target", "--ids", "key").err
+    answer = losseval("evaluate", path, "--labels", "target", "--ids", "key")
+    assert answer.code == 2
+    assert "has no 'key'" in answer.err
     assert losseval("evaluate", path, "--labels", "target").code == 0
 
 
@@ -202,7 +247,7 @@ def test_a_row_of_several_samples_gives_them_its_id(losseval: Command, tmp_path:
     logits[1, 1, 2] = 5
     np.savez(tmp_path / "set.npz", logits=logits, labels=np.zeros((2, 4), int), id=np.array(["first", "second"]))
     answer = losseval("evaluate", tmp_path / "set.npz", "--top-k", 5, "--json")
-    assert answer.document["top"]["id"] == ["second", *["first"] * 4]
+    assert answer.document["top"]["id"] == ["second/2", "first/0", "first/1", "first/2", "first/3"]
     assert answer.document["count"] == 8
 
 
