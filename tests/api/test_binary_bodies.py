@@ -323,6 +323,9 @@ def test_a_shape_that_is_an_object_is_no_shape(client: httpx.Client) -> None:
 
 def test_a_plus_that_nobody_escaped_is_a_plus(client: httpx.Client) -> None:
     headers = {**BINARY, "Accept": "application/json"}
-    for text in ("1e+0", "1e%2B0"):
-        response = client.post(f"{PATH}?temperature={text}", content=GOOD, headers=headers)
-        assert response.status_code == httpx.codes.OK, response.text
+    answers = [
+        client.post(f"{PATH}?temperature={text}", content=GOOD, headers=headers) for text in ("2", "2e+0", "2e%2B0")
+    ]
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert answers[0].content == answers[1].content == answers[2].content
+    assert answers[0].json()["loss"] != client.post(PATH, content=GOOD, headers=headers).json()["loss"]

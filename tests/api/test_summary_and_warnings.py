@@ -142,3 +142,10 @@ def test_negative_probability_is_noticed_and_computed_as_given(client: httpx.Cli
     assert warnings_of(client, **fields)["labels_not_normalized"] == (1, [0])
     expected = float(cross_entropy([[1.0, 0.0]], [[1.5, -0.5]]).loss)
     assert evaluate(client, fields)["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_loss_that_is_infinite_only_in_float32_is_warned_of(client: httpx.Client) -> None:
+    fields = {"logits": [[3e38, -3e38], [0, 0]], "labels": [1, 1], "precision": "high"}
+    answer = evaluate(client, fields)
+    assert (answer["losses"][0], math.isfinite(answer["loss"])) == ("Infinity", True)
+    assert [(one["code"], one["first"]) for one in answer["warnings"]] == [("nonfinite_loss", [0])]

@@ -71,8 +71,8 @@ class Evaluation:
         include = given.get("include", DEFAULT_INCLUDE)
         given["include"] = (include,) if isinstance(include, str) else tuple(include)
         self._common = {**given, "reduction": "none" if self._reduction == "none" else "sum"}
-        self._gradient_dtype = given.get("gradient_dtype")
-        if self._reduction == "mean" and self._gradient_dtype in {"F16", "BF16"}:
+        self._is_rounded_last = self._reduction == "mean" and given.get("gradient_dtype") == "F16"
+        if self._reduction == "mean" and given.get("gradient_dtype") in {"F16", "BF16"}:
             self._common["gradient_dtype"] = "F32"  # sums may be beyond 16 bits where their mean is not
         _check_out(self._out, given["include"], self._rows)
         self._sent: deque[Any] = deque()
@@ -105,12 +105,10 @@ class Evaluation:
     def result(self) -> CrossEntropyResult:
         """Returns the answer of the whole."""
         whole = merge(self._answers, reduction=self._reduction, out=self._out).with_ids(self._ids)
-        if self._common.get("gradient_dtype") == self._gradient_dtype or "gradients" in self._out:
+        if not self._is_rounded_last or "gradients" in self._out or "gradients" not in whole.outputs:
             return whole
-        outputs = dict(whole.outputs)
-        if self._gradient_dtype == "F16" and "gradients" in outputs:
-            outputs["gradients"] = outputs["gradients"].astype(np.float16)
-        return dataclasses.replace(whole, outputs=outputs)
+        gradients = whole.gradients.astype(np.float16)
+        return dataclasses.replace(whole, outputs={**whole.outputs, "gradients": gradients})
 
 
 def _check_out(out: Mapping[str, Array], include: Collection[str], rows: int) -> None:

@@ -103,6 +103,8 @@ def evaluate(  # noqa: PLR0913 - the API's options
     options = {name: asked[name] for name in _OPTIONS} | {"weight": weight and io.read_weight(sources[0][0], weight)}
     per_sample = ["nll", "predictions", "margin"] if out or top_k or plot or plot_file else []
     options["include"] = ["loss", "summary", *per_sample, *(["gradients"] if gradients_out else [])]
+    if gradient_dtype == "F16":  # whose sums may be beyond 16 bits where their mean is not
+        options["gradient_dtype"] = "F32"
     with outputs:
         with _connect(url, api_key, timeout, is_local=local) as client, report.progress_bar() as show:
             client.ready()  # in bulk a client is patient, with a server that isn't there too
@@ -111,7 +113,8 @@ def evaluate(  # noqa: PLR0913 - the API's options
         table = io.tabulate(result) if per_sample else {}
         try:
             if gradients:
-                gradients.close(result.normalizer or 1 if reduction == "mean" else 1)
+                divisor = result.normalizer or 1 if reduction == "mean" else 1
+                gradients.close(divisor, "f2" if gradient_dtype == "F16" else None)
             if out:
                 io.write_table(outputs.files[out], out, table)
             if plot_file:

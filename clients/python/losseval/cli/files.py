@@ -335,14 +335,22 @@ class Gradients:
         gradients.tofile(self._file)
         self._rows, self._like = self._rows + len(gradients), gradients[:0]
 
-    def close(self, divisor: float) -> None:
-        """Completes the file, all of it divided."""
-        like, size = self._like, self._file.tell() - _HEADER_BYTES
-        entry = {"dtype": f"F{8 * like.itemsize}", "shape": (self._rows, *like.shape[1:]), "data_offsets": (0, size)}
+    def close(self, divisor: float, dtype: str | None = None) -> None:
+        """Completes the file, all of it divided, and only then rounded to a dtype that is narrower than what came."""
+        kind, sums = np.dtype(dtype or self._like.dtype), (self._file.tell() - _HEADER_BYTES) // self._like.itemsize
+        size = sums * kind.itemsize
+        entry = {
+            "dtype": f"F{8 * kind.itemsize}",
+            "shape": (self._rows, *self._like.shape[1:]),
+            "data_offsets": (0, size),
+        }
         header = json.dumps({"gradients": entry}).encode().ljust(_HEADER_BYTES - 8)
         self._file.seek(0)
         self._file.write(struct.pack("<Q", _HEADER_BYTES - 8) + header)
         self._file.flush()
-        mapped = np.memmap(self._file, like.dtype, "r+", _HEADER_BYTES)
-        for start in range(0, mapped.size, CHUNK_BYTES):
-            mapped[start : start + CHUNK_BYTES] /= divisor
+        mapped = np.memmap(self._file, self._like.dtype, "r+", _HEADER_BYTES)
+        rounded = mapped.view(kind)
+        for start in range(0, sums, CHUNK_BYTES):
+            part = slice(start, min(start + CHUNK_BYTES, sums))
+            rounded[part] = mapped[part] / divisor  # never beyond what has been read
+        self._file.truncate(_HEADER_BYTES + size)

@@ -168,6 +168,17 @@ def test_gradients_are_those_of_the_mean_over_all_requests(losseval: Command, tm
     np.testing.assert_allclose(gradients, data.gradients * data.kept.sum(), rtol=1e-3, atol=1e-7)
 
 
+def test_16_bit_gradients_of_a_mean_are_rounded_once(losseval: Command, tmp_path: Path, data: DataSet) -> None:
+    """The sums that come back are beyond float16, their mean is not."""
+    np.savez(tmp_path / "set.npz", logits=data.logits, labels=data.labels)
+    out = tmp_path / "gradients.safetensors"
+    options = ["--gradient-dtype", "F16", "--grad-output", 1e5]
+    assert losseval("evaluate", tmp_path / "set.npz", "--gradients-out", out, *options).code == 0
+    gradients = load_file(out)["gradients"]
+    assert gradients.dtype == np.float16
+    np.testing.assert_allclose(gradients, (data.gradients * 1e5).astype(np.float16), rtol=2e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", ["<f8", "<f2"])
 def test_logits_keep_their_dtype(dtype: str, losseval: Command, tmp_path: Path, data: DataSet) -> None:
     logits = data.logits.astype(dtype)
