@@ -14,17 +14,16 @@ def main() -> None:
     """Runs the service until it is told to stop."""
     settings = load(sys.argv[1:])
     logs.configure(level=settings.log_level, format=settings.log_format)
-    address = f"{settings.host}:{settings.port}"
     try:
-        listener = server.bind(settings)
+        listeners = server.bind(settings)
         app = create_app(settings)
     except OSError as error:
-        sys.exit(f"losseval: can't listen on {address} (--host, --port): {error.strerror}")
+        sys.exit(f"losseval: can't listen on {error.filename} (--host, --port, --metrics-port): {error.strerror}")
     except ValueError as error:
         sys.exit(f"losseval: {error}")
-    port = listener.getsockname()[1]
+    port = listeners[0].getsockname()[1]
     structlog.get_logger("losseval").info("starting", url=f"http://{settings.host}:{port}")
-    server.build(app, settings).run(sockets=[listener])
+    server.build(app, settings).run(sockets=listeners)
 
 
 if __name__ == "__main__":

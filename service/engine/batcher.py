@@ -75,6 +75,9 @@ class BatchMetrics(Protocol):
     def batch(self, *, requests: int, rows: int, elements: int, closed_by: ClosedBy) -> None:
         """A batch was computed."""
 
+    def out_of_memory(self) -> None:
+        """A batch did not fit on the device."""
+
 
 class Batcher:
     """Queues evaluations and runs them in batches, one at a time.
@@ -183,6 +186,8 @@ class Batcher:
         except InsufficientDeviceMemory as error:
             failure: Exception = error
             parts = 2
+            if self._metrics is not None:
+                self._metrics.out_of_memory()
         except Exception as error:  # noqa: BLE001 - whatever it is, it must reach the caller and nobody else
             failure, parts = error, len(jobs)
         else:

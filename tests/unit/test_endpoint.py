@@ -14,8 +14,9 @@ from service.api.middleware.problem_answers import ProblemAnswers
 from service.api.negotiation import BodyLimits
 from service.dtypes import Array, Buffer
 from service.engine.admission import Admission
-from service.engine.batcher import Batcher
+from service.engine.batcher import Batcher, Device
 from service.engine.evaluator import Evaluator
+from service.engine.monitor import Monitor
 from service.errors import InsufficientDeviceMemory
 from service.telemetry.metrics import Metrics
 from service.wire import safetensors_body
@@ -38,8 +39,15 @@ async def post(
     if waiting_bytes:
         admission.enter("json", waiting_bytes)
     health = Health(cast(Batcher, None), is_warm=is_warm)
-    endpoint = CrossEntropy(cast(Evaluator, FullDevice()), admission, BodyLimits(1 << 30, 1000, 60.0), health)
     metrics = Metrics(version="1", device="cpu", wires=["json", "binary"], reasons=["queue_time"], closers=["idle"])
+    endpoint = CrossEntropy(
+        cast(Evaluator, FullDevice()),
+        admission=admission,
+        limits=BodyLimits(1 << 30, 1000, 60.0),
+        health=health,
+        monitor=Monitor(cast(Device, FullDevice()), metrics.models),
+        models=metrics.models,
+    )
     sent: list[Any] = []
 
     async def send(message: Any) -> None:  # noqa: ANN401 - ASGI's messages
