@@ -29,9 +29,9 @@ LABELS = np.array([0, 1, 0, -100])
 NAMED: dict[str, Any] = {"model": "digits", "version": "3", "segment": "web"}
 COUNTERS = ("samples", "segment_samples", "label_delay_seconds", "repeated_requests")
 ONCE = {
-    "samples_total digits 3 correct": 2,
-    "samples_total digits 3 incorrect": 1,
-    "samples_total digits 3 ignored": 1,
+    "samples_total digits correct 3": 2,
+    "samples_total digits incorrect 3": 1,
+    "samples_total digits ignored 3": 1,
     "segment_samples_total digits web": 3,
 }
 Growth = Callable[[], dict[str, float]]
@@ -49,14 +49,16 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def growth(monitored: str) -> Growth:
-    """By how much counters have grown since the test began, by name and labels."""
+    """By how much counters have grown since the test began, by name and labels (sorted by their names)."""
 
     def read() -> Counter[str]:
         families = text_string_to_metric_families(httpx.get(f"{monitored}/metrics").text)
         chosen = [family for family in families if family.name.removeprefix("losseval_") in COUNTERS]
         return Counter(
             {
-                " ".join([sample.name.removeprefix("losseval_"), *sample.labels.values()]): sample.value
+                " ".join(
+                    [sample.name.removeprefix("losseval_"), *(value for _, value in sorted(sample.labels.items()))]
+                ): sample.value
                 for family in chosen
                 for sample in family.samples
                 if sample.name.endswith(("_total", "_count", "_sum"))
