@@ -1,9 +1,10 @@
 """The only place that wires the parts together."""
 
+import asyncio
 import gc
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import get_args
@@ -12,12 +13,14 @@ import numpy as np
 import structlog
 from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
+from fastapi.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from . import __version__, host
 from .api import cross_entropy, documentation, health, info
 from .api.cross_entropy import CrossEntropy
 from .api.health import Health
+from .api.middleware.authentication import Authentication
 from .api.middleware.method_semantics import MethodSemantics
 from .api.middleware.observation import Observation
 from .api.middleware.problem_answers import ProblemAnswers
@@ -29,12 +32,14 @@ from .engine.batch_plan import BatchLimits, ClosedBy
 from .engine.batcher import Batcher
 from .engine.device import TorchDevice
 from .engine.evaluator import Evaluator
+from .keys import KeyRing
 from .loss.options import LossOptions
 from .loss.validation import SizeLimits
 from .settings import Settings, ignored_variables
 from .telemetry.metrics import Metrics
 
 _log = structlog.get_logger("losseval")
+_LOOK_EVERY_S = 2.0
 _BATCH_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 27}
 
 
@@ -55,10 +60,11 @@ def create_app(settings: Settings | None = None) -> Application:
     """Builds the application; without settings, from the environment alone.
 
     Raises:
-        ValueError: The device asked for is not there.
+        ValueError: The device asked for is not there, or the keys file is bad.
     """
     host.keep_freed_memory()
     settings = settings or Settings()
+    keys = KeyRing(settings.keys_file) if settings.keys_file else None
     device = TorchDevice(settings.device, threads=settings.threads)
     batch_elements = settings.max_batch_elements or _BATCH_ELEMENTS[device.device.type]
     settings = settings.model_copy(update={"device": device.name, "max_batch_elements": batch_elements})
@@ -73,6 +79,7 @@ def create_app(settings: Settings | None = None) -> Application:
     batcher = Batcher(device, batch_limits, clock=time.monotonic, metrics=metrics)
     evaluator = Evaluator(batcher, SizeLimits(settings.max_classes, settings.max_elements))
     admission = Admission(settings.max_inflight_bytes, settings.max_queue_ms / 1e3, metrics)
+    metrics.authentication.set(keys is not None)
     metrics.watch(batcher.__len__, lambda: admission.queue_s)
     state = Health(batcher)
 
@@ -85,7 +92,9 @@ def create_app(settings: Settings | None = None) -> Application:
         gc.collect()
         gc.freeze()
         state.is_warm = True
+        looking = asyncio.create_task(_follow_files([keys.refresh] if keys else []), name="watched files")
         yield
+        looking.cancel()
         state.is_draining = True
         await batcher.close()
         device.close()
@@ -93,15 +102,41 @@ def create_app(settings: Settings | None = None) -> Application:
     body_limits = BodyLimits(settings.max_body_bytes, settings.max_json_bytes, settings.request_timeout)
     endpoint = CrossEntropy(evaluator, admission, body_limits, state)
     framework = documentation.framework(lifespan)
-    documentation.add_cross_entropy(framework, endpoint)
+    documentation.add_cross_entropy(framework, endpoint, needs_key=keys is not None)
     framework.include_router(info.router(device=device.name, limits=_limits(settings), metrics=metrics))
     framework.include_router(health.router(state))
     # Without the framework's own error handlers: whatever goes wrong becomes a problem document.
     framework.middleware_stack = AsyncExitStackMiddleware(framework.router)
     slow_way = MethodSemantics(framework, routes=framework.routes)
-    either_way = Shortcut(slow_way, method="POST", path=cross_entropy.PATH, endpoint=endpoint)
-    layers = Observation(ProblemAnswers(either_way, routes=framework.routes), metrics=metrics, health=state)
-    return Application(layers, framework, state)
+    either_way: ASGIApp = Shortcut(slow_way, method="POST", path=cross_entropy.PATH, endpoint=endpoint)
+    if keys is not None:
+        either_way = Authentication(either_way, keys=keys, routes=framework.routes)
+    answers: ASGIApp = ProblemAnswers(either_way, routes=framework.routes)
+    if settings.cors_origins:  # around the problems: pages may read them too
+        answers = _with_cors(answers, settings.cors_origins)
+    return Application(Observation(answers, metrics=metrics, health=state), framework, state)
+
+
+def _with_cors(app: ASGIApp, origins: str) -> ASGIApp:
+    """Lets pages of these origins call; never with cookies, of which there are none."""
+    return CORSMiddleware(
+        app,
+        allow_origins=[origin.strip() for origin in origins.split(",")],
+        allow_methods=["GET", "HEAD", "POST"],
+        allow_headers=["Authorization", "X-API-Key", "X-Request-Id", "X-Request-Timeout", "Traceparent"],
+        expose_headers=["Retry-After", "Server-Timing", "X-Request-Id", "X-Service-Version"],
+    )
+
+
+async def _follow_files(refresh: Sequence[Callable[[], None]]) -> None:
+    """Looks for ever whether watched files have changed."""
+    while True:
+        await asyncio.sleep(_LOOK_EVERY_S)
+        for one in refresh:
+            try:
+                one()
+            except Exception:  # noqa: BLE001 - a bug with one file must not stop the others from being followed
+                _log.exception("a watched file can't be followed")
 
 
 def _limits(settings: Settings) -> dict[str, int | float]:
@@ -113,7 +148,9 @@ def _announce(settings: Settings) -> None:
     ignored = ignored_variables(os.environ)
     if ignored:
         _log.warning("environment variables that set nothing here were ignored", names=ignored)
-    _log.info("settings", **settings.model_dump())
+    if settings.keys_file is None and not settings.is_loopback:
+        _log.warning("anyone who reaches the address may compute: there is no --keys-file", host=settings.host)
+    _log.info("settings", **settings.model_dump(mode="json"))
 
 
 async def _warm_up(evaluator: Evaluator) -> None:

@@ -75,6 +75,7 @@ class Metrics(Collector):
         self._queue_seconds = gauge("queue_seconds", "Estimated work of requests that arrived and are not answered.")
         rejections = counter("rejected_requests", "Requests refused for lack of capacity.", "reason")
         disconnects = counter("client_disconnects", "Callers that went before their answer.", "phase")
+        self.authentication = gauge("authentication_enabled", "1 where computing needs a key, else 0.")
         build = gauge("build_info", "1.", "version", "torch", "cuda", "python", "device")
         build.labels(version, torch.__version__, torch.version.cuda or "", platform.python_version(), device).set(1)
         # Series start at 0: a counter that appears with its first event hides that event from `increase()`.
