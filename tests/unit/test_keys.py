@@ -222,7 +222,7 @@ ROUTES = [
 def ask(path: Path, method: str, target: str, *headers: tuple[bytes, bytes], root_path: str = "") -> RequestRecord:
     """Sends a request through the check; raises what it raises."""
     record = RequestRecord("", method, 0.0)
-    scope = {"type": "http", "method": method, "path": target, "root_path": root_path}
+    scope: Scope = {"type": "http", "method": method, "path": target, "root_path": root_path}
     scope |= {"headers": list(headers), "state": {"record": record}, "client": ("10.0.0.1", 1)}
 
     async def send(message: Any) -> None:  # noqa: ANN401 - ASGI's messages
