@@ -229,7 +229,7 @@ def test_keys_are_nowhere_in_logs_and_metrics_and_every_line_is_json(
     secrets = [key, "losseval_WRONG"]
     settings: dict[str, object] = {"device": "cpu", "keys_file": keys_file, "forwarded_allow_ips": "127.0.0.0/8"}
     settings |= {"log_level": "debug", "log_format": "json"}
-    forged = r'x"} {"key":"root\'
+    forged = 'x"} {"key":"root\\n'
     with start_server(**settings) as server, httpx.Client(base_url=server.url) as client:
         for secret in secrets:
             post(client, EXAMPLE, authorization=f"Bearer {secret}")
