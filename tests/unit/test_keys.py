@@ -222,8 +222,8 @@ ROUTES = [
 def ask(path: Path, method: str, target: str, *headers: tuple[bytes, bytes], root_path: str = "") -> RequestRecord:
     """Sends a request through the check; raises what it raises."""
     record = RequestRecord("", method, 0.0)
-    scope: Scope = {"type": "http", "method": method, "path": target, "root_path": root_path}
-    scope |= {"headers": list(headers), "state": {"record": record}, "client": ("10.0.0.1", 1)}
+    scope: Scope = {"type": "http", "method": method, "path": target, "root_path": root_path, "client": ("10.0.0.1", 1)}
+    scope["headers"], scope["state"] = list(headers), {"record": record}
 
     async def send(message: Any) -> None:  # noqa: ANN401 - ASGI's messages
         record.status = message.get("status", record.status)
