@@ -80,10 +80,10 @@ def parse(text: str) -> dict[str, str]:
     """
     keys: dict[str, str] = {}
     taken: set[str] = set()
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip() or line.startswith("#"):
+    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
+        if not line or line.startswith("#"):
             continue
-        match = _LINE.fullmatch(line.strip())
+        match = _LINE.fullmatch(line)
         if match is None:
             raise ValueError(f"line {number} is not name:sha256")  # never shown: it might be a key
         name, digest = match[1], match[2].lower()

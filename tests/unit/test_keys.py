@@ -60,7 +60,7 @@ def test_every_key_is_compared_in_constant_time_whichever_fits(path: Path, monke
 
 
 def test_comments_empty_lines_and_capitals_are_allowed() -> None:
-    text = f"# who\n\n  \nalice:{digest('a').upper()}  \r\nbob-2.x_y:{digest('b')}"
+    text = f"# who\n\n  \n  # indented\nalice:{digest('a').upper()}  \r\nbob-2.x_y:{digest('b')}"
     assert parse(text) == {"alice": digest("a"), "bob-2.x_y": digest("b")}
 
 
