@@ -13,12 +13,14 @@ import numpy as np
 import structlog
 from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
+from fastapi.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from . import __version__, host
 from .api import cross_entropy, documentation, health, info
 from .api.cross_entropy import CrossEntropy
 from .api.health import Health
+from .api.middleware.authentication import Authentication
 from .api.middleware.method_semantics import MethodSemantics
 from .api.middleware.metrics_listener import MetricsListener
 from .api.middleware.observation import Observation
@@ -32,6 +34,7 @@ from .engine.batcher import Batcher
 from .engine.device import TorchDevice
 from .engine.evaluator import Evaluator
 from .engine.monitor import Monitor
+from .keys import KeyRing
 from .loss.options import LossOptions
 from .loss.validation import SizeLimits
 from .settings import Settings, ignored_variables
@@ -39,7 +42,7 @@ from .telemetry.metrics import Metrics
 from .telemetry.models import ModelsFile
 
 _log = structlog.get_logger("losseval")
-RELOAD_INTERVAL_S = 2.0
+_LOOK_EVERY_S = 2.0
 _BATCH_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 27}
 
 
@@ -60,10 +63,11 @@ def create_app(settings: Settings | None = None) -> Application:
     """Builds the application; without settings, from the environment alone.
 
     Raises:
-        ValueError: The device asked for is not there, or the models file is not good.
+        ValueError: The device asked for is not there, or a file is not good.
     """
     host.keep_freed_memory()
     settings = settings or Settings()
+    keys = KeyRing(settings.keys_file) if settings.keys_file else None
     device = TorchDevice(settings.device, threads=settings.threads)
     batch_elements = settings.max_batch_elements or _BATCH_ELEMENTS[device.device.type]
     settings = settings.model_copy(update={"device": device.name, "max_batch_elements": batch_elements})
@@ -79,10 +83,12 @@ def create_app(settings: Settings | None = None) -> Application:
     batcher = Batcher(device, batch_limits, clock=time.monotonic, metrics=metrics)
     evaluator = Evaluator(batcher, SizeLimits(settings.max_classes, settings.max_elements))
     admission = Admission(settings.max_inflight_bytes, settings.max_queue_ms / 1e3, metrics)
+    metrics.authentication.set(keys is not None)
     metrics.watch(batcher.__len__, lambda: admission.queue_s)
     state = Health(batcher)
     monitor = Monitor(device, metrics.models)
-    files = [ModelsFile(settings.models_file, metrics.models)] if settings.models_file else []
+    models = ModelsFile(settings.models_file, metrics.models) if settings.models_file else None
+    files = [one for one in (keys, models) if one is not None]
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -93,9 +99,9 @@ def create_app(settings: Settings | None = None) -> Application:
         gc.collect()
         gc.freeze()
         state.is_warm = True
-        reloading = asyncio.create_task(_reload_regularly([one.refresh for one in files]), name="reload files")
+        looking = asyncio.create_task(_follow_files([one.refresh for one in files]), name="watched files")
         yield
-        reloading.cancel()
+        looking.cancel()
         state.is_draining = True
         await batcher.close()
         device.close()
@@ -110,17 +116,44 @@ def create_app(settings: Settings | None = None) -> Application:
         models=metrics.models,
     )
     framework = documentation.framework(lifespan)
-    documentation.add_cross_entropy(framework, endpoint)
+    documentation.add_cross_entropy(framework, endpoint, needs_key=keys is not None)
     limits = _limits(settings)
     framework.include_router(info.router(device=device.name, limits=limits, metrics=metrics, settle=monitor.settle))
     framework.include_router(health.router(state))
     # Without the framework's own error handlers: whatever goes wrong becomes a problem document.
     framework.middleware_stack = AsyncExitStackMiddleware(framework.router)
     slow_way = MethodSemantics(framework, routes=framework.routes)
-    either_way = Shortcut(slow_way, method="POST", path=cross_entropy.PATH, endpoint=endpoint)
-    every_way = MetricsListener(either_way, port=settings.metrics_port) if settings.metrics_port else either_way
-    layers = Observation(ProblemAnswers(every_way, routes=framework.routes), metrics=metrics, health=state)
-    return Application(layers, framework, state)
+    layers: ASGIApp = Shortcut(slow_way, method="POST", path=cross_entropy.PATH, endpoint=endpoint)
+    if keys is not None:
+        layers = Authentication(layers, keys=keys, routes=framework.routes)
+    if settings.metrics_port is not None:
+        layers = MetricsListener(layers, port=settings.metrics_port)
+    layers = ProblemAnswers(layers, routes=framework.routes)
+    if settings.cors_origins:  # around the problems: pages may read them too
+        layers = _with_cors(layers, settings.cors_origins)
+    return Application(Observation(layers, metrics=metrics, health=state), framework, state)
+
+
+def _with_cors(app: ASGIApp, origins: str) -> ASGIApp:
+    """Lets pages of these origins call; never with cookies, of which there are none."""
+    return CORSMiddleware(
+        app,
+        allow_origins=[origin.strip() for origin in origins.split(",")],
+        allow_methods=["GET", "HEAD", "POST"],
+        allow_headers=["Authorization", "X-API-Key", "X-Request-Id", "X-Request-Timeout", "Traceparent"],
+        expose_headers=["Retry-After", "Server-Timing", "X-Request-Id", "X-Service-Version"],
+    )
+
+
+async def _follow_files(refresh: Sequence[Callable[[], None]]) -> None:
+    """Looks for ever whether watched files have changed."""
+    while True:
+        await asyncio.sleep(_LOOK_EVERY_S)
+        for one in refresh:
+            try:
+                one()
+            except Exception:  # noqa: BLE001 - a bug with one file must not stop the others from being followed
+                _log.exception("a watched file can't be followed")
 
 
 def _limits(settings: Settings) -> dict[str, int | float]:
@@ -128,18 +161,13 @@ def _limits(settings: Settings) -> dict[str, int | float]:
     return {name: getattr(settings, name) for name in names}
 
 
-async def _reload_regularly(refreshes: Sequence[Callable[[], None]]) -> None:
-    while refreshes:
-        await asyncio.sleep(RELOAD_INTERVAL_S)
-        for refresh in refreshes:
-            refresh()
-
-
 def _announce(settings: Settings) -> None:
     ignored = ignored_variables(os.environ)
     if ignored:
         _log.warning("environment variables that set nothing here were ignored", names=ignored)
-    _log.info("settings", **settings.model_dump())
+    if settings.keys_file is None and not settings.is_loopback:
+        _log.warning("anyone who reaches the address may compute: there is no --keys-file", host=settings.host)
+    _log.info("settings", **settings.model_dump(mode="json"))
 
 
 async def _warm_up(evaluator: Evaluator) -> None:

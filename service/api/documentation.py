@@ -83,7 +83,13 @@ class PlainRoute(APIRoute):
         self.app = application
 
 
-def add_cross_entropy(app: FastAPI, endpoint: ASGIApp) -> None:
+_KEYS = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+
+
+def add_cross_entropy(app: FastAPI, endpoint: ASGIApp, *, needs_key: bool) -> None:
     """Adds the operation with its documentation."""
 
     async def documented() -> None:
@@ -105,6 +111,7 @@ def add_cross_entropy(app: FastAPI, endpoint: ASGIApp) -> None:
         openapi_extra={
             "requestBody": {"required": True, "content": content, "description": _BINARY},
             "parameters": _query_parameters(),
+            **({"security": [{name: []} for name in _KEYS]} if needs_key else {}),
         },
     )
     app.router.routes.append(route)
@@ -146,7 +153,9 @@ def problem_responses() -> dict[int | str, dict[str, Any]]:
 
 def _complete(document: dict[str, Any]) -> dict[str, Any]:
     """Moves the schemas of hand-written parts to where OpenAPI keeps them."""
-    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    components = document.setdefault("components", {})
+    components["securitySchemes"] = _KEYS
+    schemas = components.setdefault("schemas", {})
     template = "#/components/schemas/{model}"
     for model in (CrossEntropyRequest, Problem):
         schema = model.model_json_schema(ref_template=template)

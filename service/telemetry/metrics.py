@@ -85,6 +85,7 @@ class Metrics(Collector):
         self._queue_seconds = gauge("queue_seconds", "Estimated work of requests that arrived and are not answered.")
         rejections = counter("rejected_requests", "Requests refused for lack of capacity.", "reason")
         disconnects = counter("client_disconnects", "Callers that went before their answer.", "phase")
+        self.authentication = gauge("authentication_enabled", "1 where computing needs a key, else 0.")
         build = gauge("build_info", "1.", "version", "torch", "cuda", "python", "device", "commit")
         cuda = torch.version.cuda or ""
         build.labels(version, torch.__version__, cuda, platform.python_version(), device, commit).set(1)

@@ -18,6 +18,10 @@ class RequestRecord:
     is_named: bool = False
     """Whether the caller chose the request id: then a second request of that id is a retry."""
     trace_id: str | None = None
+    key: str | None = None
+    """The name of the key, never the key."""
+    client: str | None = None
+    """The address, where a key was missing."""
     holds_back_body: bool = False
     """Whether the caller waits for a 100 before it sends the body: until then, an answer must end the connection."""
     status: int = GONE
@@ -49,7 +53,7 @@ class RequestRecord:
             "received_bytes": self.received_bytes,
             "sent_bytes": self.sent_bytes,
         }
-        for name in ("trace_id", "code", "wire"):
+        for name in ("trace_id", "key", "client", "code", "wire"):
             if (value := getattr(self, name)) is not None:
                 line[name] = value
         if self.batch_requests:
