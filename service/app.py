@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import structlog
@@ -38,8 +38,12 @@ from .settings import Settings, ignored_variables
 from .telemetry.metrics import Metrics
 from .telemetry.models import ModelsFile
 
+if TYPE_CHECKING:
+    from .telemetry.traces import Traces
+
 _log = structlog.get_logger("losseval")
 RELOAD_INTERVAL_S = 2.0
+_COLLECTORS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _BATCH_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 27}
 
 
@@ -109,7 +113,8 @@ def create_app(settings: Settings | None = None) -> Application:
         monitor=monitor,
         models=metrics.models,
     )
-    framework = documentation.framework(lifespan)
+    traces = _traces()
+    framework = documentation.framework(lifespan, traced_by=traces.provider if traces else None)
     documentation.add_cross_entropy(framework, endpoint)
     limits = _limits(settings)
     framework.include_router(info.router(device=device.name, limits=limits, metrics=metrics, settle=monitor.settle))
@@ -119,8 +124,21 @@ def create_app(settings: Settings | None = None) -> Application:
     slow_way = MethodSemantics(framework, routes=framework.routes)
     either_way = Shortcut(slow_way, method="POST", path=cross_entropy.PATH, endpoint=endpoint)
     every_way = MetricsListener(either_way, port=settings.metrics_port) if settings.metrics_port else either_way
-    layers = Observation(ProblemAnswers(every_way, routes=framework.routes), metrics=metrics, health=state)
+    answers = ProblemAnswers(every_way, routes=framework.routes)
+    layers = Observation(answers, metrics=metrics, health=state, trace=traces.request if traces else None)
     return Application(layers, framework, state)
+
+
+def _traces() -> "Traces | None":
+    """Traces go where the operator says; where nothing is said, there are none."""
+    if not any(map(os.environ.get, _COLLECTORS)):
+        return None
+    try:
+        from .telemetry.traces import Traces  # noqa: PLC0415 - needs what may not be installed
+    except ImportError as error:
+        _log.warning("no traces: OpenTelemetry is missing; pip install 'losseval-service[otel]'", error=str(error))
+        return None
+    return Traces(clock=time.monotonic)
 
 
 def _limits(settings: Settings) -> dict[str, int | float]:
