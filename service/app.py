@@ -136,7 +136,8 @@ def _traces() -> "Traces | None":
     try:
         from .telemetry.traces import Traces  # noqa: PLC0415 - needs what may not be installed
     except ImportError as error:
-        _log.warning("no traces: OpenTelemetry is missing; pip install 'losseval-service[otel]'", error=str(error))
+        missing = "opentelemetry-sdk opentelemetry-exporter-otlp-proto-http"
+        _log.warning(f"no traces: the extra otel is missing; pip install {missing}", error=str(error))
         return None
     return Traces(clock=time.monotonic)
 
