@@ -4,14 +4,20 @@ import sys
 
 import structlog
 
-from . import server
+from . import baseline, server
 from .app import create_app
 from .settings import load
 from .telemetry import logs
 
+COMMANDS = {"baseline": baseline.main}
+
 
 def main() -> None:
-    """Runs the service until it is told to stop."""
+    """Runs a subcommand, or the service until it is told to stop."""
+    command = COMMANDS.get(sys.argv[1]) if len(sys.argv) > 1 else None
+    if command is not None:
+        command(sys.argv[2:])
+        return
     settings = load(sys.argv[1:])
     logs.configure(level=settings.log_level, format=settings.log_format)
     try:

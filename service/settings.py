@@ -15,7 +15,10 @@ MIB = 1 << 20
 
 
 class Settings(BaseSettings):
-    """Cross-entropy over HTTP. Every flag is also an environment variable: --max-queue-ms is LOSSEVAL_MAX_QUEUE_MS."""
+    """Cross-entropy over HTTP. Every flag is also an environment variable: --max-queue-ms is LOSSEVAL_MAX_QUEUE_MS.
+
+    Subcommand: `baseline` prints an entry of --models-file from reference data (`baseline --help`).
+    """
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,

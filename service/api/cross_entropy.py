@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 
 from starlette.types import Receive, Scope, Send
@@ -117,7 +118,7 @@ class CrossEntropy:
     async def _evaluate(self, request: "_Request", head: Head, record: RequestRecord, deadline: float) -> Payload:
         evaluated = await self._evaluator.evaluate(request.arrays, request.options, deadline=deadline)
         if request.origin is not None:
-            self._count(evaluated, request.origin, record)
+            self._count(evaluated, *request.origin, record)
         computed = time.perf_counter()
         payload = await off_loop_if(request.numbers, lambda: _encode(evaluated, head.answer, request.encoding))
         encoded = time.perf_counter()
@@ -129,9 +130,12 @@ class CrossEntropy:
         self._admission.observe(head.wire, request.size, work_s)
         return payload
 
-    def _count(self, evaluated: Evaluated, origin: Origin, record: RequestRecord) -> None:
+    def _count(
+        self, evaluated: Evaluated, origin: Origin, predicted_at: datetime | None, record: RequestRecord
+    ) -> None:
         source = self._models.source(
-            origin,
+            (origin.model, origin.version, origin.segment),
+            predicted_at=predicted_at,
             classes=evaluated.evaluation.classes,
             samples=evaluated.answer.count,
             request_id=record.request_id if record.is_named else None,
@@ -147,7 +151,7 @@ class _Request:
     arrays: dict[str, Array]
     options: LossOptions
     encoding: Encoding
-    origin: Origin | None
+    origin: tuple[Origin, datetime | None] | None
     size: int
     numbers: int
     bytes_needed: int

@@ -167,5 +167,8 @@ def parse(content: bytes) -> Models:
     except yaml.YAMLError as error:
         raise ValueError(f"not YAML: {error}") from None
     except ValidationError as error:
-        places = [f"{'.'.join(map(str, one['loc'])) or 'models'}: {one['msg']}" for one in error.errors()]
+        places = [
+            f"{'.'.join(map(str, one['loc'])) or 'models'}: {one['msg'].removeprefix('Value error, ')}"
+            for one in error.errors()
+        ]
         raise ValueError("; ".join(places[:5])) from None
