@@ -17,8 +17,8 @@ RUN python -m pip install --quiet --constraint constraints.txt hatchling \
        ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} "$(grep '^torch==' constraints.txt)"
 
 COPY pyproject.toml ./
-RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
-       >requirements.txt \
+RUN python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+print(*project["dependencies"], *project["optional-dependencies"]["otel"], sep="\n")' >requirements.txt \
     && python -m pip --python /opt/losseval install --constraint constraints.txt --requirement requirements.txt
 
 # What serves to develop with torch and numpy, and the packages that torch imports only to compile models and extensions.

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import structlog
@@ -41,8 +41,12 @@ from .settings import Settings, ignored_variables
 from .telemetry.metrics import Metrics
 from .telemetry.models import ModelsFile
 
+if TYPE_CHECKING:
+    from .telemetry.traces import Traces
+
 _log = structlog.get_logger("losseval")
 _LOOK_EVERY_S = 2.0
+_COLLECTORS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _BATCH_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 27}
 
 
@@ -115,7 +119,8 @@ def create_app(settings: Settings | None = None) -> Application:
         monitor=monitor,
         models=metrics.models,
     )
-    framework = documentation.framework(lifespan)
+    traces = _traces()
+    framework = documentation.framework(lifespan, traced_by=traces.provider if traces else None)
     documentation.add_cross_entropy(framework, endpoint, needs_key=keys is not None)
     limits = _limits(settings)
     framework.include_router(info.router(device=device.name, limits=limits, metrics=metrics, settle=monitor.settle))
@@ -131,7 +136,8 @@ def create_app(settings: Settings | None = None) -> Application:
     layers = ProblemAnswers(layers, routes=framework.routes)
     if settings.cors_origins:  # around the problems: pages may read them too
         layers = _with_cors(layers, settings.cors_origins)
-    return Application(Observation(layers, metrics=metrics, health=state), framework, state)
+    trace = traces.request if traces else None
+    return Application(Observation(layers, metrics=metrics, health=state, trace=trace), framework, state)
 
 
 def _with_cors(app: ASGIApp, origins: str) -> ASGIApp:
@@ -154,6 +160,19 @@ async def _follow_files(refresh: Sequence[Callable[[], None]]) -> None:
                 one()
             except Exception:  # noqa: BLE001 - a bug with one file must not stop the others from being followed
                 _log.exception("a watched file can't be followed")
+
+
+def _traces() -> "Traces | None":
+    """Traces go where the operator says; where nothing is said, there are none."""
+    if not any(map(os.environ.get, _COLLECTORS)):
+        return None
+    try:
+        from .telemetry.traces import Traces  # noqa: PLC0415 - needs what may not be installed
+    except ImportError as error:
+        missing = "opentelemetry-sdk opentelemetry-exporter-otlp-proto-http"
+        _log.warning(f"no traces: the extra otel is missing; pip install {missing}", error=str(error))
+        return None
+    return Traces(clock=time.monotonic)
 
 
 def _limits(settings: Settings) -> dict[str, int | float]:

@@ -18,7 +18,7 @@ from ..loss.evaluation import answer_size, working_bytes
 from ..loss.options import LossOptions
 from ..telemetry.model_metrics import ModelMetrics
 from ..telemetry.models import Source
-from ..telemetry.record import RequestRecord
+from ..telemetry.record import BatchRecord, RequestRecord
 from ..wire import json_body, safetensors_body
 from .body import ClientGone, Interruption, abandoned_when_gone, read_body
 from .health import Health
@@ -121,8 +121,10 @@ class CrossEntropy:
             self._count(evaluated, *request.origin, record)
         computed = time.perf_counter()
         payload = await off_loop_if(request.numbers, lambda: _encode(evaluated, head.answer, request.encoding))
+        encoded = time.perf_counter()
         decode_s = request.decode_s + evaluated.validate_s
-        encode_s = evaluated.reduce_s + time.perf_counter() - computed
+        encode_s = evaluated.reduce_s + encoded - computed
+        record.encoded_s = encoded - record.started
         _note(record, evaluated, decode_s, encode_s)
         work_s = decode_s + evaluated.computed.compute_share_s + encode_s
         self._admission.observe(head.wire, request.size, work_s)
@@ -211,6 +213,7 @@ def _note(record: RequestRecord, evaluated: Evaluated, decode_s: float, encode_s
     computed, evaluation = evaluated.computed, evaluated.evaluation
     record.rows, record.classes = evaluation.rows, evaluation.classes
     record.batch_requests, record.batch_rows = computed.batch_requests, computed.batch_rows
+    record.batch = computed.batch if isinstance(computed.batch, BatchRecord) else None
     stages = {"decode": decode_s, "queue": computed.queue_s, "compute": computed.compute_s}
     if computed.transfer_s is not None:
         stages["transfer"] = computed.transfer_s
