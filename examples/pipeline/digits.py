@@ -31,9 +31,10 @@ class Digits:
         chosen = random.integers(len(self.labels), size=count)
         return Digits(self.images[chosen], self.labels[chosen])
 
-    def shifted(self) -> Digits:
-        """Returns them one pixel further to the right: what an app does that crops its photos wrongly."""
-        return Digits(np.roll(self.images, 1, axis=2), self.labels)
+    def partly_shifted(self, share: float) -> Digits:
+        """Returns them with the first ones one pixel further to the right: what an app does that crops its photos wrongly."""
+        count = round(share * len(self.labels))
+        return Digits(np.concatenate([np.roll(self.images[:count], 1, axis=2), self.images[count:]]), self.labels)
 
 
 def load(seed: int = 0) -> list[Digits]:

@@ -11,18 +11,18 @@ from examples.pipeline.traffic import ROOT
 
 RULES = ROOT / "deploy" / "prometheus" / "rules"
 _MILLISECONDS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
-# A range in an expression, or how long an alert must hold, or how often a group is evaluated.
-_DURATION = re.compile(r"(?<=\[)(\d+)([smhdw])(?=\])|(?<=\bfor: )(\d+)([smhdw])\b|(?<=\binterval: )(\d+)([smhdw])\b")
+# A range in an expression; how long an alert must hold, how often a group is evaluated, and when Alertmanager writes again.
+_DURATION = re.compile(r"(?P<before>\[|\b(?:for|interval|group_wait|group_interval|repeat_interval): )(?P<count>\d+)(?P<unit>[smhdw])\b")
 
 
-def quickened(rules: str, speed: int) -> str:
-    """Returns rules (YAML) whose durations are divided by `speed`, to whole milliseconds."""
+def quickened(text: str, speed: int) -> str:
+    """Returns rules, Alertmanager's configuration or an expression, durations divided by `speed` to milliseconds."""
 
     def divided(match: re.Match[str]) -> str:
-        count, unit = (group for group in match.groups() if group is not None)
-        return f"{int(count) * _MILLISECONDS[unit] // speed}ms"
+        milliseconds = int(match["count"]) * _MILLISECONDS[match["unit"]] // speed
+        return f"{match['before']}{milliseconds}ms"
 
-    return _DURATION.sub(divided, rules)
+    return _DURATION.sub(divided, text)
 
 
 def write(folder: Path, speed: int) -> None:

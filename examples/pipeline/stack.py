@@ -199,6 +199,7 @@ class Stack:
 
     services: Sequence[str]
     prometheus: Prometheus
+    alertmanager_url: str
     receiver: Receiver
 
 
@@ -219,9 +220,9 @@ def running(folder: Path, models_file: Path, *, speed: int = 60) -> Iterator[Sta
         receiver = Receiver()
         stack.callback(receiver.close)
         service = started_service(stack, folder, models_file)
-        alertmanager = _start_alertmanager(stack, tools, folder, receiver.url)
+        alertmanager = _start_alertmanager(stack, tools, folder, receiver.url, speed)
         prometheus = started_prometheus(stack, tools, folder, [service], alertmanager=alertmanager, speed=speed)
-        yield Stack([service], prometheus, receiver)
+        yield Stack([service], prometheus, f"http://{alertmanager}", receiver)
 
 
 def started_service(
@@ -266,11 +267,12 @@ def started_prometheus(
     return prometheus
 
 
-def _start_alertmanager(stack: contextlib.ExitStack, tools: Tools, folder: Path, webhook: str) -> str:
-    configuration = {
-        "route": {"receiver": "demo", "group_by": ["..."], "group_wait": "0s", "group_interval": "1s"},
-        "receivers": [{"name": "demo", "webhook_configs": [{"url": webhook}]}],
-    }
+def _start_alertmanager(stack: contextlib.ExitStack, tools: Tools, folder: Path, webhook: str, speed: int) -> str:
+    """Starts it with the repository's configuration, but for who is told."""
+    own = (ROOT / "deploy" / "alertmanager" / "alertmanager.yml").read_text(encoding="utf-8")
+    configuration = yaml.safe_load(rules.quickened(own, speed))
+    for receiver in configuration["receivers"]:
+        receiver["webhook_configs"] = [{"url": webhook}]
     file = _written(folder / "alertmanager.yml", configuration)
     address = f"127.0.0.1:{find_free_port()}"
     command = [tools.alertmanager, f"--config.file={file}", f"--web.listen-address={address}"]

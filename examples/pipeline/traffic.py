@@ -35,17 +35,15 @@ class Answers:
 class Pipeline:
     """Answers, and posts each answer when its label is there: one turn later."""
 
-    def __init__(self, client: Client, *, samples: int, seed: int = 0) -> None:
+    def __init__(self, *, samples: int, seed: int = 0) -> None:
         """Trains the model.
 
         Args:
-            client: Of the service.
             samples: Answers of one turn, over all segments.
             seed: Of the split and of the traffic.
         """
         training, self._reference, self._traffic = digits.load(seed)
         self._model = digits.Model(training)
-        self._client = client
         self._samples = samples
         self._random = np.random.default_rng(seed)
         self._unlabelled: deque[Answers] = deque()
@@ -67,27 +65,29 @@ class Pipeline:
         declared["models"][0]["segments"] = list(SHARES)
         return str(yaml.safe_dump(declared, sort_keys=False))
 
-    def turn(self, *, is_faulty: bool = False) -> None:
+    def turn(self, client: Client, *, faulty: float = 0.0) -> None:
         """Posts the answers of the turn before, whose labels have come, and answers this turn's requests.
 
         Args:
-            is_faulty: The mobile app crops its photos wrongly. The model is the same.
+            client: Of the service.
+            faulty: Share of the mobile photos that the app crops wrongly. The model stays the same.
         """
         while self._unlabelled:
-            self._post(self._unlabelled.popleft())
+            _post(client, self._unlabelled.popleft())
         for segment, share in SHARES.items():
             asked = self._traffic.drawn(round(share * self._samples), self._random)
-            seen = asked.shifted() if is_faulty and segment == "mobile" else asked
+            seen = asked.partly_shifted(faulty) if segment == "mobile" else asked
             logits = self._model.logits(seen)
             self._unlabelled.append(Answers(segment, datetime.now(timezone.utc), logits, asked.labels))
 
-    def _post(self, answers: Answers) -> None:
-        self._client.cross_entropy(
-            answers.logits,
-            answers.labels,
-            include=["loss"],
-            model=MODEL,
-            version=VERSION,
-            segment=answers.segment,
-            predicted_at=answers.predicted_at,
-        )
+
+def _post(client: Client, answers: Answers) -> None:
+    client.cross_entropy(
+        answers.logits,
+        answers.labels,
+        include=["loss"],
+        model=MODEL,
+        version=VERSION,
+        segment=answers.segment,
+        predicted_at=answers.predicted_at,
+    )
