@@ -25,7 +25,7 @@ SPEED: Final = 60
 TURN_S: Final = 5
 SAMPLES: Final = 1000
 HEALTHY_TURNS: Final = 6
-ROLLOUT: Final = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
+ROLLOUT: Final = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.0, 1.0)
 """Share of the mobile photos that come from the new version of the app, turn by turn."""
 MORE_TURNS: Final = 8
 """To wait for an alert, and for its end."""
@@ -54,17 +54,19 @@ class Story:
         false_alarms = self._fired()
         say("\nFault: a new version of the mobile app crops its photos one pixel too far to the left.")
         self.fault_at = time.time()
-        for faulty in [*ROLLOUT, *[1.0] * MORE_TURNS]:
+        for faulty in ROLLOUT:
             self._turn(faulty)
-            if faulty == ROLLOUT[-1] and self._fired() >= AWAITED:
+        for _ in range(MORE_TURNS):
+            if self._fired() >= AWAITED:
                 break
+            self._turn(ROLLOUT[-1])
         fired = self._fired()
         say("\nRepaired: the app is rolled back.")
         self.repaired_at = time.time()
         for _ in range(MORE_TURNS):
-            self._turn(0)
             if not self._firing():
                 break
+            self._turn(0)
         say("")
         return self._judged(false_alarms, fired)
 

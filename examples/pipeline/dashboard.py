@@ -11,7 +11,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from examples.pipeline.picture import COLORS, History, Timeline
+from examples.pipeline.picture import COLORS, GRID, History, Timeline
 from examples.pipeline.rules import quickened
 from examples.pipeline.stack import Stack
 from examples.pipeline.traffic import MODEL, ROOT, VERSION
@@ -46,7 +46,11 @@ def draw(running: Stack, timeline: Timeline, speed: int) -> Figure:
     history, drawn = History(running.prometheus, timeline), panels()
     rows = -(-len(drawn) // _COLUMNS)
     figure = Figure(figsize=(11, 2.5 * rows + 0.6), facecolor="white", layout="constrained")
-    figure.suptitle("losseval: models (the bars: at the end of the fault)", fontsize=11, fontweight="bold")
+    figure.suptitle(
+        "The dashboard of models during the demonstration; seconds across, bars at the end of the fault",
+        fontsize=11,
+        fontweight="bold",
+    )
     for panel, axes in zip(drawn, figure.subplots(rows, _COLUMNS, squeeze=False).flat, strict=False):
         _draw_panel(axes, panel, history, speed)
     for axes in figure.axes[len(drawn) :]:
@@ -62,20 +66,21 @@ def _draw_panel(axes: Axes, panel: Mapping[str, Any], history: History, speed: i
         _draw_lines(axes, history, queries)
     else:
         _draw_bars(axes, history, queries)
-    unit = panel["fieldConfig"]["defaults"].get("unit")
-    if unit == "percentunit":
+    if panel["fieldConfig"]["defaults"].get("unit") == "percentunit":
         axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1, decimals=0))
     axes.tick_params(labelsize=7.5, length=0)
     axes.spines[:].set_visible(False)
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(fontsize=7, frameon=False, ncols=2, loc="best")
+        axes.legend(fontsize=7, frameon=False, ncols=6, loc="upper center", bbox_to_anchor=(0.5, -0.1))
 
 
 def _draw_lines(axes: Axes, history: History, queries: list[tuple[str, str]]) -> None:
     for expression, legend in queries:
         for labels, points in history.series(expression):
-            axes.plot(*points, linewidth=1.3, color=COLORS[len(axes.lines) % len(COLORS)], label=_named(legend, labels))
-    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+            color = COLORS[len(axes.lines) % len(COLORS)]
+            axes.plot(*points, linewidth=1.3, color=color, label=_LABEL.sub(lambda found: labels[found[1]], legend))  # noqa: B023 - used at once
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(0.0, low), high + 0.05 * (high - low))
 
 
 def _draw_bars(axes: Axes, history: History, queries: list[tuple[str, str]]) -> None:
@@ -88,9 +93,5 @@ def _draw_bars(axes: Axes, history: History, queries: list[tuple[str, str]]) -> 
         name = "" if _LABEL.search(legend) else legend
         axes.bar(across, [value for _, value in bars], width, color=COLORS[place], label=name or "_")
         axes.set_xticks(range(len(bars)), [label for label, _ in bars])
-    axes.grid(axis="y", color="#d8d8d8", linewidth=0.6)
+    axes.grid(axis="y", color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
-
-
-def _named(legend: str, labels: Mapping[str, str]) -> str:
-    return _LABEL.sub(lambda match: labels.get(match[1], ""), legend).strip() or "_"

@@ -20,6 +20,8 @@ COLORS: Final = ("#1f5fa8", "#c2570c", "#2b8a4b", "#8a4fa0", "#b8860b", "#5a6672
 INK, GRID, FAULT, BASELINE = "#333333", "#d8d8d8", "#fbeae0", "#5a6672"
 FONTS: Final = ["DejaVu Sans", "Verdana", "Arial"]
 PAIR: Final = f'{{model="{MODEL}",version="{VERSION}"}}'
+_STATES: Final = {"pending": "#f0c3a4", "firing": COLORS[1]}
+_MARKERS: Final = {"firing": "v", "resolved": "^"}
 _DRIFT_BOUND = re.compile(r"abs\(losseval:drift:z\) > (\d+)")
 
 
@@ -39,7 +41,7 @@ class Timeline:
     def set_up(self, axes: Axes) -> None:
         """Gives axes the time of the story, and the fault its shade."""
         axes.axvspan(self.since(self.fault_at), self.since(self.repaired_at), color=FAULT, zorder=0)
-        axes.set_xlim(0, self.since(self.ended))
+        axes.set_xlim(0, self.since(self.ended) + 1)
         axes.grid(axis="y", color=GRID, linewidth=0.6)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
@@ -69,7 +71,7 @@ def draw(running: Stack, timeline: Timeline, speed: int) -> Figure:
     history = History(running.prometheus, timeline)
     figure = Figure(figsize=(8.6, 8.8), facecolor="white")  # readable on a dark page, too
     panels: Sequence[Axes] = figure.subplots(4, 1, sharex=True, height_ratios=[3, 2, 2, 2])
-    figure.subplots_adjust(left=0.1, right=0.86, top=0.93, bottom=0.07, hspace=0.28)
+    figure.subplots_adjust(left=0.1, right=0.97, top=0.93, bottom=0.07, hspace=0.28)
     figure.suptitle("A mobile app crops its photos wrongly, and somebody is told", fontsize=11, fontweight="bold")
     for axes in panels:
         timeline.set_up(axes)
@@ -78,9 +80,11 @@ def draw(running: Stack, timeline: Timeline, speed: int) -> Figure:
     _draw_drift(panels[2], history)
     _draw_alerts(panels[3], history, running)
     panels[3].set_xlabel(f"seconds; the rules run {speed} times faster than in earnest")
-    middle = (timeline.since(timeline.fault_at) + timeline.since(timeline.repaired_at)) / 2
-    panels[0].annotate("fault", (middle, 1), (0, -12), "data", "offset points", ha="center", color=COLORS[1])
-    panels[0].texts[-1].xycoords = ("data", "axes fraction")
+    for axes in panels[:2]:
+        axes.legend(loc="upper left" if axes is panels[0] else "lower left", fontsize=8, frameon=False)
+    panels[0].text(
+        timeline.since(timeline.fault_at) + 1, 0.9, "fault", transform=panels[0].get_xaxis_transform(), color=COLORS[1]
+    )
     return figure
 
 
@@ -97,25 +101,26 @@ def _draw_loss(axes: Axes, history: History, speed: int) -> None:
         f' / (sum by (segment) (increase(losseval_segment_samples_total{{model="{MODEL}"}}[15m])) > 0)',
         speed,
     )
+    _draw_line(axes, history, f"losseval:nll_mean:window{PAIR}", "all samples", COLORS[0])
     for color, (labels, points) in zip(COLORS[1:], history.series(by_segment), strict=False):
         if points[0]:
-            axes.plot(*points, color=color, linewidth=1)
-            _label(axes, points, f"only {labels['segment']}", color)
-    _draw_line(axes, history, f"losseval:nll_mean:window{PAIR}", "all", COLORS[0])
+            axes.plot(*points, color=color, linewidth=1, label=f"segment {labels['segment']}")
     _draw_line(axes, history, f"losseval:baseline_mean:nats{PAIR}", "baseline", BASELINE, style="--")
     axes.set_ylim(bottom=0)
 
 
 def _draw_accuracy(axes: Axes, history: History) -> None:
     axes.set_title("Accuracy of the window", fontsize=9, loc="left")
-    _draw_line(axes, history, f"losseval:accuracy:window{PAIR}", "all", COLORS[0])
+    _draw_line(axes, history, f"losseval:accuracy:window{PAIR}", "all samples", COLORS[0])
     _draw_line(axes, history, f"losseval:baseline_accuracy:ratio{PAIR}", "baseline", BASELINE, style="--")
-    axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1))
+    axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1, decimals=0))
 
 
 def _draw_drift(axes: Axes, history: History) -> None:
-    axes.set_title("Drift: standard errors from the baseline", fontsize=9, loc="left")
     found = _DRIFT_BOUND.search((RULES / "models.yml").read_text(encoding="utf-8"))
+    axes.set_title(
+        "Drift: standard errors from the baseline (grey: what the rule takes for chance)", fontsize=9, loc="left"
+    )
     if found:
         axes.axhspan(-float(found[1]), float(found[1]), color=GRID, zorder=0)
     _draw_line(axes, history, f"losseval:drift:z{PAIR}", "", COLORS[0])
@@ -123,18 +128,11 @@ def _draw_drift(axes: Axes, history: History) -> None:
 
 def _draw_line(axes: Axes, history: History, expression: str, name: str, color: str, *, style: str = "-") -> None:
     for _, points in history.series(expression):
-        axes.plot(*points, color=color, linestyle=style, linewidth=1.8 if style == "-" else 1.2)
-        _label(axes, points, name, color)
-
-
-def _label(axes: Axes, points: Points, name: str, color: str) -> None:
-    axes.annotate(
-        name, (1, points[1][-1]), (4, 0), ("axes fraction", "data"), "offset points", color=color, va="center", fontsize=8
-    )
+        axes.plot(*points, color=color, linestyle=style, linewidth=1.8 if style == "-" else 1.2, label=name)
 
 
 def _draw_alerts(axes: Axes, history: History, running: Stack) -> None:
-    axes.set_title("Alerts: pending, firing, and what Alertmanager said about them", fontsize=9, loc="left")
+    axes.set_title("Alerts in Prometheus, and what the receiver got from Alertmanager", fontsize=9, loc="left")
     found = history.series(f'ALERTS{{model="{MODEL}"}}')
     firing = {labels["alertname"] for labels, _ in found if labels["alertstate"] == "firing"}
     names = sorted(firing | {one.name for one in running.receiver.alerts}, reverse=True)
@@ -143,11 +141,15 @@ def _draw_alerts(axes: Axes, history: History, running: Stack) -> None:
     axes.grid(visible=False)
     for labels, (times, _) in found:
         if labels["alertname"] in names:
-            color = COLORS[1] if labels["alertstate"] == "firing" else "#f0c3a4"
+            color = _STATES[labels["alertstate"]]
             axes.broken_barh(list(_spans(times)), (names.index(labels["alertname"]) - 0.3, 0.6), color=color)
-    for one in running.receiver.alerts:
-        at, marker = history.timeline.since(one.received_at), "v" if one.status == "firing" else "^"
-        axes.plot([at], [names.index(one.name)], marker, color=INK, markersize=6)
+    for status, marker in _MARKERS.items():
+        received = [one for one in running.receiver.alerts if one.status == status]
+        across = [history.timeline.since(one.received_at) for one in received]
+        axes.plot(across, [names.index(one.name) for one in received], marker, color=INK, label=f"received: {status}")
+    for state, color in _STATES.items():
+        axes.bar([0], [0], color=color, label=state)
+    axes.legend(loc="center left", bbox_to_anchor=(0.15, 0.5), fontsize=8, frameon=False)
     for height, name in enumerate(names):
         axes.text(0.5, height, name.removeprefix("Losseval"), va="center", fontsize=8, color=INK)
 

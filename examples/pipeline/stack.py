@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, Final
 
@@ -146,12 +146,17 @@ class Prometheus:
 
 
 class Receiver:
-    """Where Alertmanager posts to."""
+    """Where Alertmanager posts to.
+
+    Attributes:
+        alerts: What was news: each message repeats all that is firing in its group.
+    """
 
     def __init__(self) -> None:
         self.alerts: list[Alert] = []
+        self._status: dict[tuple[tuple[str, str], ...], str] = {}
         self._arrived: queue.Queue[None] = queue.Queue()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = HTTPServer(("127.0.0.1", 0), self._handler())
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     @property
@@ -174,16 +179,21 @@ class Receiver:
                 return is_enough(self.alerts)
         return True
 
+    def _take(self, alert: Alert) -> None:
+        key = tuple(sorted(alert.labels.items()))
+        if self._status.get(key) != alert.status:
+            self._status[key] = alert.status
+            self.alerts.append(alert)
+            self._arrived.put(None)
+
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:  # noqa: N802 - the name that http.server calls
                 content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                receiver.alerts += [
-                    Alert(time.time(), one["status"], one["labels"], one["annotations"]) for one in content["alerts"]
-                ]
-                receiver._arrived.put(None)  # noqa: SLF001 - its own class
+                for one in content["alerts"]:
+                    receiver._take(Alert(time.time(), one["status"], one["labels"], one["annotations"]))  # noqa: SLF001 - its own class
                 self.send_response(200)
                 self.end_headers()
 
@@ -225,9 +235,7 @@ def running(folder: Path, models_file: Path, *, speed: int = 60) -> Iterator[Sta
         yield Stack([service], prometheus, f"http://{alertmanager}", receiver)
 
 
-def started_service(
-    stack: contextlib.ExitStack, folder: Path, models_file: Path, *, port: int = 0
-) -> str:
+def started_service(stack: contextlib.ExitStack, folder: Path, models_file: Path, *, port: int = 0) -> str:
     """Starts the service and returns its address."""
     port = port or find_free_port()
     command = [sys.executable, "-m", "service", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]

@@ -42,7 +42,7 @@ class Pipeline:
             samples: Answers of one turn, over all segments.
             seed: Of the split and of the traffic.
         """
-        training, self._reference, self._traffic = digits.load(seed)
+        training, self._unseen = digits.load(seed)
         self._model = digits.Model(training)
         self._samples = samples
         self._random = np.random.default_rng(seed)
@@ -56,8 +56,8 @@ class Pipeline:
             label_interval: Time between two turns, e.g. `5s`.
         """
         file = folder / "reference.json"
-        logits = self._model.logits(self._reference)
-        file.write_text(json.dumps({"logits": logits.tolist(), "labels": self._reference.labels.tolist()}))
+        logits = self._model.logits(self._unseen)
+        file.write_text(json.dumps({"logits": logits.tolist(), "labels": self._unseen.labels.tolist()}))
         command = [sys.executable, "-m", "service", "baseline", str(file), "--model", MODEL, "--version", VERSION]
         command += ["--label-interval", label_interval]
         printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -75,7 +75,7 @@ class Pipeline:
         while self._unlabelled:
             _post(client, self._unlabelled.popleft())
         for segment, share in SHARES.items():
-            asked = self._traffic.drawn(round(share * self._samples), self._random)
+            asked = self._unseen.drawn(round(share * self._samples), self._random)
             seen = asked.partly_shifted(faulty) if segment == "mobile" else asked
             logits = self._model.logits(seen)
             self._unlabelled.append(Answers(segment, datetime.now(timezone.utc), logits, asked.labels))
