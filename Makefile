@@ -21,7 +21,7 @@ IMAGE_TORCH := $(if $(filter file,$(origin TORCH_INDEX_URL)),,--build-arg TORCH_
 .PHONY: help serve test check check-deploy rules bench bench-cuda image up up-monitoring lock clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 24
 
 serve: $(READY) ## start the service, e.g. make serve ARGS="--port 9000"
 	@exec $(BIN)/python -m service $(ARGS)
