@@ -18,7 +18,7 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 IMAGE_TORCH := $(if $(filter file,$(origin TORCH_INDEX_URL)),,--build-arg TORCH_INDEX_URL=$(TORCH_INDEX_URL))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check check-deploy rules bench bench-cuda image up up-monitoring lock clean
+.PHONY: help serve test check check-deploy rules bench bench-cuda demo image up up-monitoring lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 24
@@ -49,12 +49,15 @@ rules: ## write deploy/kubernetes/prometheusrule.yaml anew from deploy/prometheu
 	@mv deploy/kubernetes/.rules deploy/kubernetes/prometheusrule.yaml
 
 # matplotlib keeps a list of fonts, by default in the home directory.
-bench bench-cuda: export MPLCONFIGDIR := .venv/matplotlib
+bench bench-cuda demo: export MPLCONFIGDIR := .venv/matplotlib
 bench: $(READY) ## speed, memory and accuracy beside the references
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 bench-cuda: $(READY) ## the same for CUDA, where there is a GPU
 	@$(BIN)/python -m benchmarks cuda $(ARGS)
+
+demo: $(READY) ## a model gets worse on purpose, and Alertmanager tells somebody (needs Debian's prometheus)
+	@exec $(BIN)/python -m examples.pipeline $(ARGS)
 
 # A recipe's first line where an engine is needed.
 NEEDS_ENGINE = $(DOCKER) info >/dev/null 2>&1 || { echo "make $@: '$(DOCKER)' finds no running engine. Start one, or name" \
@@ -88,7 +91,7 @@ lock: ## write constraints.txt anew with the newest versions (torch stays)
 	@mv .venv/lock/constraints.txt constraints.txt && rm -rf .venv/lock
 
 clean: ## remove the virtual environment and everything generated
-	rm -rf .venv .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache dist
+	rm -rf .venv .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache dist demo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml clients/python/pyproject.toml constraints.txt

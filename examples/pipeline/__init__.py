@@ -1,1 +1,1 @@
-"""A model whose labels come late and that gets worse on purpose, watched by the service, Prometheus and Alertmanager."""
+"""A model whose labels come late and that gets worse on purpose, and everything that watches it."""

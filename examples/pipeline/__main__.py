@@ -88,14 +88,16 @@ class Story:
         self._pipeline.turn(self._client, faulty=faulty)
         self._next += TURN_S
         while (left := self._next - time.time()) > 0:
-            known = self._told
-            self._running.receiver.wait(lambda alerts: len(alerts) > known, left)
+            self._running.receiver.wait(self._has_news, left)
             self._tell_alerts()
         selector = f'{{model="{MODEL}",version="{VERSION}"}}'
         values = {name: self._running.prometheus.value(series + selector) for name, (series, _) in _FIGURES.items()}
         texts = [f"{name} {_FIGURES[name][1].format(one):>7}" for name, one in values.items() if one is not None]
         note = f"{faulty:4.0%} of the mobile photos wrong" if faulty else ""
         say(f"{self._now():4.0f} s  {'  '.join(texts) or 'no labels yet':44}  {note}".rstrip())
+
+    def _has_news(self, alerts: list[Alert]) -> bool:
+        return len(alerts) > self._told
 
     def _tell_alerts(self) -> None:
         alerts = self._running.receiver.alerts

@@ -1,4 +1,4 @@
-"""A small real model, and traffic for it: handwritten digits, half of them photographed by a mobile app."""
+"""A small real model, and images for it: handwritten digits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TRAINING: Final = 600
 """Of 1,797 digits. The others are the world: the baseline is measured on all of them, and traffic is drawn from them."""
 DARKEST: Final = 16
 _C: Final = 5
-"""Less regularization than scikit-learn's default of 1, with which the model is much surer to be right than it says."""
+"""Less regularization than scikit-learn's default, with which the model is right far oftener than it says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Digits:
         return Digits(self.images[chosen], self.labels[chosen])
 
     def partly_shifted(self, share: float) -> Digits:
-        """Returns them, a share of them one pixel further to the right: what an app does that crops its photos wrongly."""
+        """Returns them, a share one pixel further to the right: what an app does that crops its photos wrongly."""
         count = round(share * len(self.labels))
         return Digits(np.concatenate([np.roll(self.images[:count], 1, axis=2), self.images[count:]]), self.labels)
 

@@ -101,18 +101,18 @@ def _draw_loss(axes: Axes, history: History, speed: int) -> None:
         f' / (sum by (segment) (increase(losseval_segment_samples_total{{model="{MODEL}"}}[15m])) > 0)',
         speed,
     )
-    _draw_line(axes, history, f"losseval:nll_mean:window{PAIR}", "all samples", COLORS[0])
+    _draw_line(axes, history, f"losseval:nll_mean:window{PAIR}", name="all samples", color=COLORS[0])
     for color, (labels, points) in zip(COLORS[1:], history.series(by_segment), strict=False):
         if points[0]:
             axes.plot(*points, color=color, linewidth=1, label=f"segment {labels['segment']}")
-    _draw_line(axes, history, f"losseval:baseline_mean:nats{PAIR}", "baseline", BASELINE, style="--")
+    _draw_line(axes, history, f"losseval:baseline_mean:nats{PAIR}", name="baseline", color=BASELINE, style="--")
     axes.set_ylim(bottom=0)
 
 
 def _draw_accuracy(axes: Axes, history: History) -> None:
     axes.set_title("Accuracy of the window", fontsize=9, loc="left")
-    _draw_line(axes, history, f"losseval:accuracy:window{PAIR}", "all samples", COLORS[0])
-    _draw_line(axes, history, f"losseval:baseline_accuracy:ratio{PAIR}", "baseline", BASELINE, style="--")
+    _draw_line(axes, history, f"losseval:accuracy:window{PAIR}", name="all samples", color=COLORS[0])
+    _draw_line(axes, history, f"losseval:baseline_accuracy:ratio{PAIR}", name="baseline", color=BASELINE, style="--")
     axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1, decimals=0))
 
 
@@ -123,10 +123,12 @@ def _draw_drift(axes: Axes, history: History) -> None:
     )
     if found:
         axes.axhspan(-float(found[1]), float(found[1]), color=GRID, zorder=0)
-    _draw_line(axes, history, f"losseval:drift:z{PAIR}", "", COLORS[0])
+    _draw_line(axes, history, f"losseval:drift:z{PAIR}", name="", color=COLORS[0])
 
 
-def _draw_line(axes: Axes, history: History, expression: str, name: str, color: str, *, style: str = "-") -> None:
+def _draw_line(  # noqa: PLR0913 - options by name
+    axes: Axes, history: History, expression: str, *, name: str, color: str, style: str = "-"
+) -> None:
     for _, points in history.series(expression):
         axes.plot(*points, color=color, linestyle=style, linewidth=1.8 if style == "-" else 1.2, label=name)
 

@@ -11,7 +11,7 @@ from examples.pipeline.traffic import ROOT
 
 RULES = ROOT / "deploy" / "prometheus" / "rules"
 _MILLISECONDS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
-# A range in an expression; how long an alert must hold, how often a group is evaluated, and when Alertmanager writes again.
+# A range in an expression; how long an alert must hold; how often a group is evaluated; when Alertmanager writes again.
 _DURATION = re.compile(
     r"(?P<before>\[|\b(?:for|interval|group_wait|group_interval|repeat_interval): )(?P<count>\d+)(?P<unit>[smhdw])\b"
 )

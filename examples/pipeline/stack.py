@@ -190,10 +190,10 @@ class Receiver:
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:  # noqa: N802 - the name that http.server calls
+            def do_POST(self) -> None:
                 content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 for one in content["alerts"]:
-                    receiver._take(Alert(time.time(), one["status"], one["labels"], one["annotations"]))  # noqa: SLF001 - its own class
+                    receiver._take(Alert(time.time(), one["status"], one["labels"], one["annotations"]))
                 self.send_response(200)
                 self.end_headers()
 
@@ -243,7 +243,7 @@ def started_service(stack: contextlib.ExitStack, folder: Path, models_file: Path
     return f"http://127.0.0.1:{port}"
 
 
-def started_prometheus(
+def started_prometheus(  # noqa: PLR0913 - options by name
     stack: contextlib.ExitStack,
     tools: Tools,
     folder: Path,

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections import deque
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +78,7 @@ class Pipeline:
             asked = self._unseen.drawn(round(share * self._samples), self._random)
             seen = asked.partly_shifted(faulty) if segment == "mobile" else asked
             logits = self._model.logits(seen)
-            self._unlabelled.append(Answers(segment, datetime.now(timezone.utc), logits, asked.labels))
+            self._unlabelled.append(Answers(segment, datetime.now(UTC), logits, asked.labels))
 
 
 def _post(client: Client, answers: Answers) -> None:
