@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyp
 Array = NDArray[np.float32]
 Labels = NDArray[np.int64]
 TRAINING: Final = 600
-"""Of 1,797 digits. The others are the world: the baseline is measured on all of them, and traffic is drawn from them."""
+"""Of 1,797 digits. The others are the world: the baseline is measured on all of them, traffic drawn from them."""
 DARKEST: Final = 16
 _C: Final = 5
 """Less regularization than scikit-learn's default, with which the model is right far oftener than it says."""

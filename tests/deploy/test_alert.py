@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import yaml
 from losseval import Client
+from matplotlib.axes import Axes
 
-from examples.pipeline import rules, stack
+from examples.pipeline import dashboard, picture, rules, stack
+from examples.pipeline.picture import Timeline
 from examples.pipeline.stack import Prometheus, Stack, Tools
 from examples.pipeline.traffic import MODEL, VERSION, Pipeline
 from tests.deploy.files import RULE_FILES, tool
@@ -49,6 +51,7 @@ def test_model_that_gets_worse_reaches_the_receiver_and_one_that_recovers_too(to
     pipeline, models_file = Pipeline(samples=400), tmp_path / "models.yaml"
     models_file.write_text(pipeline.declaration(tmp_path, label_interval="1m"), encoding="utf-8")
     with stack.running(tmp_path, models_file, speed=SPEED) as running, Client(running.services[0]) as client:
+        started = time.time()
 
         def turn(faulty: float) -> None:
             known = len(running.receiver.alerts)
@@ -64,7 +67,9 @@ def test_model_that_gets_worse_reaches_the_receiver_and_one_that_recovers_too(to
         assert running.receiver.alerts == []
         assert abs(running.prometheus.value(f"losseval:drift:z{PAIR}") or np.inf) < 4
 
+        faulty = time.time()
         wait_until(lambda: is_firing(running, "LossevalLossAboveBaseline"), meanwhile=lambda: turn(1))
+        repaired = time.time()
         drifted = running.prometheus.query('ALERTS{alertname="LossevalDrift",alertstate="firing"}')
         assert [(labels["model"], labels["version"]) for labels, _ in drifted] == [(MODEL, VERSION)]
         alert = next(one for one in running.receiver.alerts if one.name == "LossevalLossAboveBaseline")
@@ -79,6 +84,17 @@ def test_model_that_gets_worse_reaches_the_receiver_and_one_that_recovers_too(to
         assert f"{baseline:.3g}" in alert.annotations["description"]
 
         wait_until(lambda: not is_firing(running, "LossevalLossAboveBaseline"), meanwhile=lambda: turn(0))
+        timeline = Timeline(started, faulty, repaired, time.time())
+        for draw in (picture.draw, dashboard.draw):
+            figure = draw(running, timeline, SPEED)
+            assert len(figure.axes) >= 4
+            assert [axes.get_title(loc="left") for axes in figure.axes if not has_data(axes)] == []
+
+
+def has_data(axes: Axes) -> bool:
+    """Whether something is drawn besides the shade of the fault and thresholds."""
+    sizes = [len(line.get_xdata()) for line in axes.lines]  # type: ignore[arg-type]  # ours are lists
+    return max(sizes, default=0) > 2 or len(axes.patches) > 1
 
 
 def is_firing(running: Stack, name: str) -> bool:
@@ -111,10 +127,8 @@ def test_two_replicas_and_a_restart_add_up(tools: Tools, tmp_path: Path) -> None
         # Up to a second more is extrapolated. Without the other replica, or without the first life, a fifth would lack.
         increase = prometheus.value(f"sum by (model, version) (increase({counted}[5m]))")
         assert increase == pytest.approx(700 + 300 + 500, rel=0.15)
-        by_replica = dict(
-            (labels["instance"], value)
-            for labels, value in prometheus.query(f"sum by (instance) (increase({counted}[5m]))")
-        )
+        found = prometheus.query(f"sum by (instance) (increase({counted}[5m]))")
+        by_replica = {labels["instance"]: value for labels, value in found}
         assert increase == pytest.approx(sum(by_replica.values()), rel=0.05)
         assert by_replica.keys() == {url.removeprefix("http://") for url in (restarted, other)}
 
