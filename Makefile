@@ -49,7 +49,7 @@ rules: ## write deploy/kubernetes/prometheusrule.yaml anew from deploy/prometheu
 	@mv deploy/kubernetes/.rules deploy/kubernetes/prometheusrule.yaml
 
 # matplotlib keeps a list of fonts, by default in the home directory.
-bench bench-cuda demo: export MPLCONFIGDIR := .venv/matplotlib
+bench bench-cuda demo test check-deploy: export MPLCONFIGDIR := .venv/matplotlib
 bench: $(READY) ## speed, memory and accuracy beside the references
 	@$(BIN)/python -m benchmarks $(ARGS)
 
