@@ -45,6 +45,10 @@ LABEL org.opencontainers.image.title="losseval" \
 COPY --from=builder /opt/losseval /opt/losseval
 # In a container the loopback address is reached by nobody.
 ENV LOSSEVAL_HOST=0.0.0.0 PYTHONUNBUFFERED=1
+# What losseval_build_info says, so that a change of the numbers can be told from a change of the code. Last: a new one leaves
+# the layers above in the cache.
+ARG COMMIT=
+ENV LOSSEVAL_COMMIT=${COMMIT}
 # A number, so that an orchestrator can see that it isn't root; nothing is written, so it needs no home.
 USER 10001:10001
 EXPOSE 8000
