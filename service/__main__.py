@@ -1,5 +1,6 @@
 """`python -m service`: settings to server."""
 
+import os
 import sys
 
 import structlog
@@ -24,7 +25,12 @@ def main() -> None:
         sys.exit(f"losseval: {error}")
     port = listener.getsockname()[1]
     structlog.get_logger("losseval").info("starting", url=f"http://{settings.host}:{port}")
-    server.build(app, settings).run(sockets=[listener])
+    running = server.build(app, settings)
+    running.run(sockets=[listener])
+    if running.is_stuck or running.exit_status:
+        # Not by way of Python's own end, which waits for threads that hang and for a CUDA that is lost.
+        sys.stdout.flush()
+        os._exit(running.exit_status)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from .dtypes import Array
 from .engine.admission import Admission, Reason, Wire
 from .engine.batch_plan import BatchLimits, ClosedBy
 from .engine.batcher import Batcher
-from .engine.device import TorchDevice
+from .engine.device import TINY_ELEMENTS, TorchDevice
 from .engine.evaluator import Evaluator
 from .loss.options import LossOptions
 from .loss.validation import SizeLimits
@@ -100,7 +100,8 @@ def create_app(settings: Settings | None = None) -> Application:
     framework.middleware_stack = AsyncExitStackMiddleware(framework.router)
     slow_way = MethodSemantics(framework, routes=framework.routes)
     either_way = Shortcut(slow_way, method="POST", path=cross_entropy.PATH, endpoint=endpoint)
-    layers = Observation(ProblemAnswers(either_way, routes=framework.routes), metrics=metrics, health=state)
+    answers = ProblemAnswers(either_way, routes=framework.routes, metrics=metrics)
+    layers = Observation(answers, metrics=metrics, health=state)
     return Application(layers, framework, state)
 
 
@@ -117,7 +118,8 @@ def _announce(settings: Settings) -> None:
 
 
 async def _warm_up(evaluator: Evaluator) -> None:
-    """Runs one evaluation, so that the first caller doesn't pay for torch's lazy start."""
-    arrays: dict[str, Array] = {"logits": np.zeros((2, 2), np.float32), "labels": np.zeros(2, np.int64)}
+    """Runs evaluations, in the event loop's thread and in torch's, so that no caller pays for torch's lazy start."""
     options = LossOptions(include=("loss", "losses", "gradients"))
-    await evaluator.evaluate(arrays, options, deadline=time.monotonic() + 60)
+    for rows in (2, TINY_ELEMENTS):
+        arrays: dict[str, Array] = {"logits": np.zeros((rows, 2), np.float32), "labels": np.zeros(rows, np.int64)}
+        await evaluator.evaluate(arrays, options, deadline=time.monotonic() + 60)

@@ -206,7 +206,7 @@ def test_deadlines_hold_while_a_failed_batch_is_run_again() -> None:
         bench.device.gate.set()
         while not callers[0].done():
             await settle()
-        bench.batcher.expire()
+        bench.batcher.look()
         results = [await outcome(caller) for caller in callers]
         assert loss_of(results[0]) == 0.0  # type: ignore[arg-type]
         assert any(isinstance(result, DeadlineExceeded) for result in results[1:])
@@ -223,7 +223,7 @@ def test_expiring_answers_what_waits_and_what_runs() -> None:
         waiting = bench.submit(2.0, deadline=5.0)
         await settle()
         bench.clock.now = 5.0
-        bench.batcher.expire()
+        bench.batcher.look()
         assert isinstance(await outcome(running), DeadlineExceeded)
         assert isinstance(await outcome(waiting), DeadlineExceeded)
         await bench.finish()
