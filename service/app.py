@@ -18,6 +18,7 @@ from . import __version__, host
 from .api import cross_entropy, documentation, health, info
 from .api.cross_entropy import CrossEntropy
 from .api.health import Health
+from .api.middleware.early_refusal import EarlyRefusal
 from .api.middleware.method_semantics import MethodSemantics
 from .api.middleware.observation import Observation
 from .api.middleware.problem_answers import ProblemAnswers
@@ -101,7 +102,10 @@ def create_app(settings: Settings | None = None) -> Application:
     slow_way = MethodSemantics(framework, routes=framework.routes)
     either_way = Shortcut(slow_way, method="POST", path=cross_entropy.PATH, endpoint=endpoint)
     answers = ProblemAnswers(either_way, routes=framework.routes, metrics=metrics)
-    layers = Observation(answers, metrics=metrics, health=state)
+    observed = Observation(answers, metrics=metrics, health=state)
+    layers = EarlyRefusal(
+        observed, path=cross_entropy.PATH, admission=admission, limits=body_limits, metrics=metrics, health=state
+    )
     return Application(layers, framework, state)
 
 

@@ -146,15 +146,34 @@ class Admission:
             raise DeadlineExceeded("The deadline passed before the request was there.")
         if not self.queued_requests:
             return
-        work = self._estimates[wire].seconds(size)
-        # Counted in full, work longer than the bound would only ever be taken by an idle server.
-        if self.queue_s + min(work, self.max_queue_s / 2) > self.max_queue_s:
-            detail = f"As much work waits as may ({self.max_queue_s:g} s); try again later."
-            raise self._refusal("queue_time", detail)
-        if self.queue_s + work > remaining_s:
+        if self.is_full_for(wire, size):
+            raise self._refusal("queue_time", self.full_detail)
+        total = self.queue_s + self._estimates[wire].seconds(size)
+        if total > remaining_s:
             self._count("deadline")
-            detail = f"The answer would take {self.queue_s + work:.2f} s; the caller waits {remaining_s:.2f} s more."
+            detail = f"The answer would take {total:.2f} s, and the caller waits {remaining_s:.2f} s more."
             raise DeadlineExceeded(detail)
+
+    @property
+    def is_relaxed(self) -> bool:
+        """Whether nothing at all would be refused for queue time."""
+        return self.queue_s <= self.max_queue_s / 2
+
+    def is_full_for(self, wire: Wire, size: int) -> bool:
+        """Tells whether too much work waits for a request that has to wait behind it."""
+        # Counted in full, work longer than the bound would only ever be taken by an idle server.
+        left_s = self.max_queue_s - self.queue_s
+        return self.queued_requests > 0 and left_s < min(self._estimates[wire].seconds(size), self.max_queue_s / 2)
+
+    @property
+    def full_detail(self) -> str:
+        """What a request is told that was refused for queue time."""
+        return f"As much work waits as may ({self.max_queue_s:g} s); try again later."
+
+    @property
+    def retry_after_s(self) -> int:
+        """Whole seconds until what waits now is done."""
+        return max(1, math.ceil(self.queue_s))
 
     def enter(self, wire: Wire, size: int) -> float:
         """Counts a request whose body has arrived, and returns its estimated work to be given to `leave`."""
@@ -175,7 +194,7 @@ class Admission:
 
     def _refusal(self, reason: Reason, detail: str) -> Overloaded:
         self._count(reason)
-        return Overloaded(detail, retry_after_s=max(1, math.ceil(self.queue_s)))
+        return Overloaded(detail, retry_after_s=self.retry_after_s)
 
     def _count(self, reason: Reason) -> None:
         if self.metrics is not None:
