@@ -96,16 +96,24 @@ def _backlog(listener: socket.socket) -> list[socket.socket]:
             return connections
 
 
-def bind(settings: Settings) -> socket.socket:
-    """Takes the address, before anything slow happens; it is listened on when the service is ready.
+def bind(settings: Settings) -> list[socket.socket]:
+    """Takes the addresses, before anything slow happens; they are listened on when the service is ready.
 
     Raises:
-        OSError: It is in use, or not an address of this machine.
+        OSError: One is in use, or not an address of this machine; its `filename` says which.
     """
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    ports = [settings.port] if settings.metrics_port is None else [settings.port, settings.metrics_port]
+    return [_bind(settings.host, port) for port in ports]
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.bind((settings.host, settings.port))
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        error.filename = f"{host}:{port}"
+        raise
     return bound
 
 

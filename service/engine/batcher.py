@@ -89,6 +89,9 @@ class BatchMetrics(Protocol):
     def batch(self, *, requests: int, rows: int, elements: int, closed_by: ClosedBy) -> None:
         """A batch was computed."""
 
+    def out_of_memory(self) -> None:
+        """A batch did not fit on the device."""
+
 
 class Batcher:
     """Queues evaluations and runs them in batches, one at a time.
@@ -219,10 +222,7 @@ class Batcher:
 
     async def _run(self, jobs: Sequence[Job], closed_by: ClosedBy) -> None:
         started = self._clock()
-        for job in jobs:
-            if job.deadline <= started:
-                job.fail(_too_late())
-        jobs = [job for job in jobs if not job.is_abandoned]
+        jobs = _in_time(jobs, started)
         if not jobs:
             return
         self._stalled_s = 0.0
@@ -234,6 +234,8 @@ class Batcher:
         except InsufficientDeviceMemory as error:
             failure: Exception = error
             parts = 2
+            if self._metrics is not None:
+                self._metrics.out_of_memory()
         except Exception as error:  # noqa: BLE001 - whatever it is, it must reach the caller and nobody else
             failure, parts = error, len(jobs)
         else:
@@ -271,6 +273,13 @@ class Batcher:
                     transfer_s=result.transfer_s,
                 )
             )
+
+
+def _in_time(jobs: Sequence[Job], now: float) -> list[Job]:
+    for job in jobs:
+        if job.deadline <= now:
+            job.fail(_too_late())
+    return [job for job in jobs if not job.is_abandoned]
 
 
 def _not_computing() -> NotReady:

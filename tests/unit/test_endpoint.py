@@ -15,7 +15,9 @@ from service.api.middleware.problem_answers import ProblemAnswers
 from service.api.negotiation import BodyLimits
 from service.dtypes import Array, Buffer
 from service.engine.admission import Admission, Reason, Wire
+from service.engine.batcher import Device
 from service.engine.evaluator import Evaluator
+from service.engine.monitor import Monitor
 from service.errors import InsufficientDeviceMemory
 from service.telemetry.metrics import Metrics
 from service.wire import safetensors_body
@@ -55,8 +57,15 @@ async def post(  # noqa: PLR0913 - the states of a service
     if waiting_bytes:
         admission.enter("json", waiting_bytes)
     health = Health(cast(Any, Batcher(is_alive)), is_warm=is_warm)
-    evaluator = cast(Evaluator, device or FailingDevice())
-    endpoint = CrossEntropy(evaluator, admission, BodyLimits(1 << 30, 1000, 60.0), health)
+    device = device or FailingDevice()
+    endpoint = CrossEntropy(
+        cast(Evaluator, device),
+        admission=admission,
+        limits=BodyLimits(1 << 30, 1000, 60.0),
+        health=health,
+        monitor=Monitor(cast(Device, device), metrics.models),
+        models=metrics.models,
+    )
     sent: list[Any] = []
 
     async def send(message: Any) -> None:  # noqa: ANN401 - ASGI's messages

@@ -82,7 +82,7 @@ def _read_headers(scope: Scope, record: RequestRecord) -> None:
     """Takes over the caller's X-Request-Id where it is well-formed, the trace it belongs to, and Expect."""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
-            record.request_id = value.decode()
+            record.request_id, record.is_named = value.decode(), True
         elif name == b"traceparent" and (parent := _TRACEPARENT.fullmatch(value)):
             record.trace_id = parent[1].decode()
         elif name == b"expect":
