@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 from types import FrameType
+from typing import cast
 
 import uvicorn
 
@@ -80,7 +81,8 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _protocol(self) -> asyncio.Protocol:
-        return HttpProtocol(self.config, self.server_state, self.lifespan.state)
+        kind = cast(type[HttpProtocol], self.config.http_protocol_class)
+        return kind(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     def _stop(self) -> None:
         self.should_exit = True
