@@ -17,8 +17,8 @@ RUN python -m pip install --quiet --constraint constraints.txt hatchling \
        ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} "$(grep '^torch==' constraints.txt)"
 
 COPY pyproject.toml ./
-RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
-       >requirements.txt \
+RUN python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+print(*project["dependencies"], *project["optional-dependencies"]["otel"], sep="\n")' >requirements.txt \
     && python -m pip --python /opt/losseval install --constraint constraints.txt --requirement requirements.txt
 
 # What serves to develop with torch and numpy, and the packages that torch imports only to compile models and extensions.
@@ -51,9 +51,11 @@ EXPOSE 8000
 STOPSIGNAL SIGTERM
 # Anything but a number in LOSSEVAL_PORT is a service link's address, which the service ignores too.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["/opt/losseval/bin/python", "-I", "-c", "\
-import http.client, os, sys; \
+import http.client, os, ssl, sys; \
 port = os.environ.get('LOSSEVAL_PORT', ''); \
-probe = http.client.HTTPConnection('127.0.0.1', int(port) if port.isdigit() else 8000, timeout=2); \
+address = ('127.0.0.1', int(port) if port.isdigit() else 8000); \
+probe = http.client.HTTPSConnection(*address, timeout=2, context=ssl._create_unverified_context()) \
+  if os.environ.get('LOSSEVAL_SSL_CERTFILE') else http.client.HTTPConnection(*address, timeout=2); \
 probe.request('GET', '/readyz'); \
 sys.exit(probe.getresponse().status != 200)"]
 ENTRYPOINT ["/opt/losseval/bin/python", "-m", "losseval_service"]

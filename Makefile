@@ -16,7 +16,7 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 IMAGE_TORCH := $(if $(filter file,$(origin TORCH_INDEX_URL)),,--build-arg TORCH_INDEX_URL=$(TORCH_INDEX_URL))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check bench bench-cuda image lock clean
+.PHONY: help serve test check bench bench-cuda audit image lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 18
@@ -42,6 +42,11 @@ bench: $(READY) ## speed, memory and accuracy beside the references
 
 bench-cuda: $(READY) ## the same for CUDA, where there is a GPU
 	@$(BIN)/python -m benchmarks cuda $(ARGS)
+
+# In an environment of its own: nothing else needs what it brings. Strict: what can't be looked up is a failure.
+audit: ## known vulnerabilities of what constraints.txt pins; needs the network
+	@test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && .venv/audit/bin/pip install $(PIP_FLAGS) pip-audit; }
+	.venv/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
 image: ## build the container image, e.g. make image IMAGE=losseval:1.0
 	@$(DOCKER) info >/dev/null 2>&1 || { echo "make image: '$(DOCKER)' finds no running engine. Start one, or name" \

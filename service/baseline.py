@@ -13,7 +13,7 @@ from .api.schemas import SCALAR_FIELDS, parse_options
 from .engine.device import TorchDevice
 from .errors import ServiceError
 from .host import cpu_quota
-from .loss.samples import Samples, canonical, pieces
+from .loss.samples import Pool, Samples, pieces
 from .loss.validation import SizeLimits, validate
 from .telemetry.models import parse
 from .wire import json_body, safetensors_body
@@ -76,9 +76,11 @@ def _read(path: Path, device: TorchDevice, temperature: float) -> tuple[int, lis
     else:
         arrays, options = safetensors_body.decode(body), parse_options({})[0]
     evaluation = validate(arrays, options, _ANY_SIZE)
+    pool = Pool(options.input)
+    pool.add(evaluation)
     samples = []
-    for piece in pieces(canonical(evaluation, temperature=temperature)):
-        found = Samples.of([piece], device.compute([piece]).rows)
+    for _, piece in pieces(pool.evaluation(temperature=temperature)):
+        found = Samples.of(piece, device.compute([piece]).rows)
         samples.append(found[~found.is_ignored])
     return evaluation.classes, samples
 

@@ -15,6 +15,7 @@
     ├── ShapeMismatch            shapes that do not fit each other; ragged nesting
     ├── LabelOutOfRange          a class index outside the classes
     ├── LimitExceeded            larger than a configured limit
+    ├── AuthenticationRequired   no key, or a wrong one
     ├── NotFound, MethodNotAllowed
     ├── NotAcceptable, UnsupportedMediaType, UnsupportedContentEncoding
     ├── RequestTimeout           the body came too slowly
@@ -123,6 +124,10 @@ class LimitExceeded(ServiceError):
     def __init__(self, limit_name: str, limit: int, actual: int, advice: str, *, rule: str = "") -> None:
         detail = f"{actual} exceeds {rule or limit_name} = {limit}. {advice}"
         super().__init__(detail, limit_name=limit_name, limit=limit, actual=actual)
+
+
+class AuthenticationRequired(ServiceError):
+    """A key is needed."""
 
 
 class NotFound(ServiceError):

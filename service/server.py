@@ -120,7 +120,11 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def build(app: Application, settings: Settings) -> Server:
-    """Configures the server: uvloop, httptools, no access log (there is one line a request already)."""
+    """Configures the server: uvloop, httptools, no access log (there is one line a request already).
+
+    Raises:
+        ValueError: The certificate can't be used.
+    """
     config = uvicorn.Config(
         app,
         loop="uvloop",
@@ -129,9 +133,16 @@ def build(app: Application, settings: Settings) -> Server:
         lifespan="on",
         log_config=None,
         access_log=False,
-        proxy_headers=False,
+        proxy_headers=settings.forwarded_allow_ips is not None,
+        forwarded_allow_ips=settings.forwarded_allow_ips,
+        ssl_certfile=settings.ssl_certfile,
+        ssl_keyfile=settings.ssl_keyfile,
         server_header=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=settings.shutdown_timeout,
     )
+    try:
+        config.load()
+    except OSError as error:
+        raise ValueError(f"--ssl-certfile, --ssl-keyfile: {error}") from error
     return Server(config, app.health, drain_delay_s=settings.drain_delay)

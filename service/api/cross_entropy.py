@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 
 from starlette.types import Receive, Scope, Send
@@ -17,7 +18,7 @@ from ..loss.evaluation import answer_size, working_bytes
 from ..loss.options import LossOptions
 from ..telemetry.model_metrics import ModelMetrics
 from ..telemetry.models import Source
-from ..telemetry.record import RequestRecord
+from ..telemetry.record import BatchRecord, RequestRecord
 from ..wire import json_body, safetensors_body
 from .body import ClientGone, Interruption, abandoned_when_gone, read_body
 from .health import Health
@@ -117,19 +118,24 @@ class CrossEntropy:
     async def _evaluate(self, request: "_Request", head: Head, record: RequestRecord, deadline: float) -> Payload:
         evaluated = await self._evaluator.evaluate(request.arrays, request.options, deadline=deadline)
         if request.origin is not None:
-            self._count(evaluated, request.origin, record)
+            self._count(evaluated, *request.origin, record)
         computed = time.perf_counter()
         payload = await off_loop_if(request.numbers, lambda: _encode(evaluated, head.answer, request.encoding))
+        encoded = time.perf_counter()
         decode_s = request.decode_s + evaluated.validate_s
-        encode_s = evaluated.reduce_s + time.perf_counter() - computed
+        encode_s = evaluated.reduce_s + encoded - computed
+        record.encoded_s = encoded - record.started
         _note(record, evaluated, decode_s, encode_s)
         work_s = decode_s + evaluated.computed.compute_share_s + encode_s
         self._admission.observe(head.wire, request.size, work_s)
         return payload
 
-    def _count(self, evaluated: Evaluated, origin: Origin, record: RequestRecord) -> None:
+    def _count(
+        self, evaluated: Evaluated, origin: Origin, predicted_at: datetime | None, record: RequestRecord
+    ) -> None:
         source = self._models.source(
-            origin,
+            (origin.model, origin.version, origin.segment),
+            predicted_at=predicted_at,
             classes=evaluated.evaluation.classes,
             samples=evaluated.answer.count,
             request_id=record.request_id if record.is_named else None,
@@ -145,7 +151,7 @@ class _Request:
     arrays: dict[str, Array]
     options: LossOptions
     encoding: Encoding
-    origin: Origin | None
+    origin: tuple[Origin, datetime | None] | None
     size: int
     numbers: int
     bytes_needed: int
@@ -207,6 +213,7 @@ def _note(record: RequestRecord, evaluated: Evaluated, decode_s: float, encode_s
     computed, evaluation = evaluated.computed, evaluated.evaluation
     record.rows, record.classes = evaluation.rows, evaluation.classes
     record.batch_requests, record.batch_rows = computed.batch_requests, computed.batch_rows
+    record.batch = computed.batch if isinstance(computed.batch, BatchRecord) else None
     stages = {"decode": decode_s, "queue": computed.queue_s, "compute": computed.compute_s}
     if computed.transfer_s is not None:
         stages["transfer"] = computed.transfer_s

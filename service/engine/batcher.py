@@ -50,7 +50,10 @@ class Device(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """One member's rows, and the company it had; `compute_share_s` is its part of the work by elements."""
+    """One member's rows, and the company it had; `compute_share_s` is its part of the work by elements.
+
+    `batch` is what the metrics made of the batch; the engine doesn't look into it.
+    """
 
     rows: Mapping[str, Array]
     batch_requests: int
@@ -59,6 +62,7 @@ class Computed:
     compute_s: float
     compute_share_s: float
     transfer_s: float | None
+    batch: object
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,8 +90,10 @@ class Job:
 class BatchMetrics(Protocol):
     """What the batcher reports."""
 
-    def batch(self, *, requests: int, rows: int, elements: int, closed_by: ClosedBy) -> None:
-        """A batch was computed."""
+    def batch(  # noqa: PLR0913 - what there is to know
+        self, *, requests: int, rows: int, elements: int, closed_by: ClosedBy, started: float, ended: float
+    ) -> object:
+        """A batch was computed, between two times of the batcher's clock; what is returned goes to its members."""
 
     def out_of_memory(self) -> None:
         """A batch did not fit on the device."""
@@ -254,8 +260,14 @@ class Batcher:
     def _deliver(self, jobs: Sequence[Job], result: DeviceRows, started: float, closed_by: ClosedBy) -> None:
         total_rows = sum(job.evaluation.rows for job in jobs)
         total_elements = sum(job.elements for job in jobs)
-        if self._metrics is not None:
-            self._metrics.batch(requests=len(jobs), rows=total_rows, elements=total_elements, closed_by=closed_by)
+        batch = self._metrics and self._metrics.batch(
+            requests=len(jobs),
+            rows=total_rows,
+            elements=total_elements,
+            closed_by=closed_by,
+            started=started,
+            ended=self._clock(),
+        )
         first = 0
         for job in jobs:
             last = first + job.evaluation.rows
@@ -272,6 +284,7 @@ class Batcher:
                     compute_s=result.compute_s,
                     compute_share_s=result.compute_s * job.elements / max(1, total_elements),
                     transfer_s=result.transfer_s,
+                    batch=batch,
                 )
             )
 

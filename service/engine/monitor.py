@@ -1,14 +1,16 @@
 """Counts the samples of known models, after their answers have left and many requests at once."""
 
 import asyncio
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from ..dtypes import Array
 from ..loss.evaluation import Evaluation
-from ..loss.samples import Samples, Tally, canonical, pieces
+from ..loss.samples import Pool, Samples, Tally, pieces, pool_key
 from .batcher import Device
 from .evaluator import off_loop_if
 
@@ -31,7 +33,6 @@ class Source(Hashable, Protocol):
 
 SourceT = TypeVar("SourceT", bound=Source)
 _Source_contra = TypeVar("_Source_contra", bound=Source, contravariant=True)
-Noted = tuple[Evaluation, SourceT]
 
 
 class SampleMetrics(Protocol[_Source_contra]):
@@ -44,13 +45,21 @@ class SampleMetrics(Protocol[_Source_contra]):
         """Samples could not be computed."""
 
 
+@dataclass(slots=True)
+class _Noted(Generic[SourceT]):
+    """Evaluations that are computed together, and the source of each."""
+
+    pool: Pool
+    sources: list[SourceT] = field(default_factory=list)
+
+
 class Monitor(Generic[SourceT]):
-    """Computes the canonical loss of what was noted, in passes of its own: no answer waits for them."""
+    """Computes the plain loss of what was noted, in passes of its own: no answer waits for them."""
 
     def __init__(self, device: Device, metrics: SampleMetrics[SourceT]) -> None:
         self._device = device
         self._metrics = metrics
-        self._noted: dict[Hashable, list[Noted[SourceT]]] = {}
+        self._noted: dict[Hashable, _Noted[SourceT]] = {}
         self._requests = 0
         self._elements = 0
         self._settling = asyncio.Lock()
@@ -62,10 +71,16 @@ class Monitor(Generic[SourceT]):
 
     def note(self, evaluation: Evaluation, source: SourceT) -> None:
         """Remembers an evaluation that was answered."""
-        for piece in pieces(canonical(evaluation, temperature=source.temperature)):
-            self._noted.setdefault(piece.batch_key, []).append((piece, source))
         self._requests += 1
         self._elements += evaluation.elements
+        # A large one stays by itself, and is never copied.
+        alone = self._requests if evaluation.elements >= DUE_ELEMENTS else 0
+        key = (alone, source.temperature, *pool_key(evaluation))
+        noted = self._noted.get(key)
+        if noted is None:
+            noted = self._noted[key] = _Noted(Pool(evaluation.formula.input))
+        noted.pool.add(evaluation)
+        noted.sources.append(source)
 
     async def settle(self) -> None:
         """Counts all that is noted, and waits for what is being counted already."""
@@ -73,34 +88,29 @@ class Monitor(Generic[SourceT]):
             groups, self._noted = self._noted, {}
             self._requests = self._elements = 0
             for noted in groups.values():
-                for batch in _batches(noted):
-                    await self._count(batch)
+                await self._count(noted)
 
-    async def _count(self, noted: Sequence[Noted[SourceT]]) -> None:
-        evaluations = [evaluation for evaluation, _ in noted]
-        try:
-            rows = (await self._device.run(evaluations)).rows
-        except Exception as error:  # noqa: BLE001 - its request is answered: nobody but the operator is to know
-            self._metrics.unmonitored(sum(one.rows for one in evaluations), error)
-            return
-        size = sum(one.elements for one in evaluations)
-        for source, tally in await off_loop_if(size, lambda: _tallies(noted, rows)):
-            self._metrics.add(source, tally)
-
-
-def _batches(noted: Sequence[Noted[SourceT]]) -> Iterator[Sequence[Noted[SourceT]]]:
-    """Yields the small ones together, and each large one by itself."""
-    small = [one for one in noted if one[0].elements < DUE_ELEMENTS]
-    if small:
-        yield small
-    yield from ([one] for one in noted if one[0].elements >= DUE_ELEMENTS)
+    async def _count(self, noted: _Noted[SourceT]) -> None:
+        numbers = {source: number for number, source in enumerate(dict.fromkeys(noted.sources))}
+        source_of = None
+        if len(numbers) > 1:
+            source_of = np.repeat([numbers[one] for one in noted.sources], [len(rows) for rows in noted.pool.logits])
+        whole = noted.pool.evaluation(temperature=noted.sources[0].temperature)
+        for part, piece in pieces(whole):
+            try:
+                rows = (await self._device.run([piece])).rows
+            except Exception as error:  # noqa: BLE001 - its request is answered: nobody but the operator is to know
+                self._metrics.unmonitored(piece.rows, error)
+                continue
+            tally = partial(_tallies, piece, rows, numbers, None if source_of is None else source_of[part])
+            for source, counted in await off_loop_if(piece.elements, tally):
+                self._metrics.add(source, counted)
 
 
-def _tallies(noted: Sequence[Noted[SourceT]], rows: Mapping[str, Array]) -> list[tuple[SourceT, Tally]]:
-    samples = Samples.of([evaluation for evaluation, _ in noted], rows)
-    index: dict[SourceT, int] = {}
-    numbers = [index.setdefault(source, len(index)) for _, source in noted]
-    if len(index) == 1:
-        return [(source, Tally.of(samples, classes=source.classes)) for source in index]
-    source_of = np.repeat(numbers, [evaluation.rows for evaluation, _ in noted])
-    return [(source, Tally.of(samples[source_of == i], classes=source.classes)) for source, i in index.items()]
+def _tallies(
+    piece: Evaluation, rows: Mapping[str, Array], numbers: Mapping[SourceT, int], source_of: Array | None
+) -> list[tuple[SourceT, Tally]]:
+    samples = Samples.of(piece, rows)
+    if source_of is None:
+        return [(source, Tally.of(samples, classes=source.classes)) for source in numbers]
+    return [(source, Tally.of(samples[source_of == one], classes=source.classes)) for source, one in numbers.items()]

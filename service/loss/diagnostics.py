@@ -23,7 +23,7 @@ def summarize(evaluation: Evaluation, rows: Mapping[str, Array]) -> dict[str, ob
     undefined (no rows, a single class) is NaN.
     """
     kept = slice(None) if evaluation.ignored is None else ~evaluation.ignored
-    samples = Samples.of([evaluation], rows)[kept]
+    samples = Samples.of(evaluation, rows)[kept]
     nll, target, correct = samples.nll, samples.target, samples.is_correct
     uniform = math.log(evaluation.classes)
     mean = _mean(nll)

@@ -6,14 +6,13 @@ that ask for different losses are comparable in it.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ..dtypes import Array
 from .evaluation import Evaluation
-from .options import Formula, InputKind
+from .options import Formula, InputKind, LossOptions
 from .weighting import Weighting
 
 CALIBRATION_BINS = 10
@@ -22,6 +21,7 @@ LOSS_EDGES = tuple(-math.log(probability) for probability in LABEL_PROBABILITIES
 """Nats; a bucket reads as the share of samples whose true class got at least the probability."""
 _PIECE_ELEMENTS = 1 << 22
 """So much is computed at a time, lest a large request hold up small ones, and so that its columns stay small."""
+_PLAIN = LossOptions()
 _UNWEIGHTED = Weighting(1.0, None, None)
 
 
@@ -39,16 +39,16 @@ class Samples:
     is_ignored: Array
 
     @classmethod
-    def of(cls, evaluations: Sequence[Evaluation], rows: Mapping[str, Array]) -> "Samples":
-        """Reads the kernel's rows of evaluations of one batch key, in order."""
-        has_indices = evaluations[0].has_index_labels
-        target = np.concatenate([one.labels for one in evaluations]) if has_indices else rows["target"]
+    def of(cls, evaluation: Evaluation, rows: Mapping[str, Array]) -> "Samples":
+        """Reads the kernel's rows of an evaluation."""
+        target = evaluation.labels if evaluation.has_index_labels else rows["target"]
+        ignored = evaluation.ignored
         return cls(
             nll=rows["nll"].astype(np.float64),
             confidence=rows["confidence"].astype(np.float64),
             target=target,
             is_correct=(rows["predictions"] == target) & np.isfinite(rows["maximum"]),
-            is_ignored=np.concatenate([_ignored(one) for one in evaluations]),
+            is_ignored=np.zeros(evaluation.rows, dtype=bool) if ignored is None else ignored,
         )
 
     def __getitem__(self, rows: Array | slice) -> "Samples":
@@ -113,37 +113,55 @@ def calibration_bins(confidence: Array) -> Array:
     return bins
 
 
-def canonical(evaluation: Evaluation, *, temperature: float) -> Evaluation:
-    """Returns the same rows with the plain loss at a temperature, and the outputs that `Samples` reads."""
-    has_indices = evaluation.has_index_labels
-    # As for any loss: where probabilities meet their labels, float32 cancels.
-    is_wide = not has_indices or evaluation.logits.dtype == np.float64
-    formula = _formula(evaluation.formula.input, temperature, has_indices=has_indices, is_wide=is_wide)
-    return replace(evaluation, formula=formula, weighting=_UNWEIGHTED)
+def pool_key(evaluation: Evaluation) -> tuple[object, ...]:
+    """Returns what evaluations must agree in to be pooled."""
+    logits, labels = evaluation.logits, evaluation.labels
+    return (evaluation.formula.input, logits.shape[1], logits.dtype, labels.ndim, labels.dtype)
 
 
-def pieces(evaluation: Evaluation) -> Iterator[Evaluation]:
-    """Yields an unweighted evaluation in parts of bounded size."""
+@dataclass(slots=True)
+class Pool:
+    """Rows of evaluations of one `pool_key`; the arrays alone, which the garbage collector need not look at."""
+
+    kind: InputKind
+    logits: list[Array] = field(default_factory=list)
+    labels: list[Array] = field(default_factory=list)
+    ignored: list[Array | None] = field(default_factory=list)
+
+    def add(self, evaluation: Evaluation) -> None:
+        """Adds the rows of an evaluation."""
+        self.logits.append(evaluation.logits)
+        self.labels.append(evaluation.labels)
+        self.ignored.append(evaluation.ignored)
+
+    def evaluation(self, *, temperature: float) -> Evaluation:
+        """Returns all rows with the plain loss, and the outputs that `Samples` reads."""
+        logits, labels = _joined(self.logits), _joined(self.labels)
+        ignored = None
+        if any(one is not None for one in self.ignored):
+            pairs = zip(self.ignored, self.logits, strict=True)
+            ignored = _joined([np.zeros(len(rows), dtype=bool) if one is None else one for one, rows in pairs])
+        has_indices = labels.ndim == 1
+        # As for any loss: where probabilities meet their labels, float32 cancels.
+        is_wide = not has_indices or logits.dtype == np.float64
+        formula = Formula(
+            input=self.kind,
+            temperature=temperature,
+            arithmetic="float64" if is_wide else "float32",
+            outputs=frozenset({"nll", "confidence", "predictions", "maximum"} | (set() if has_indices else {"target"})),
+        )
+        return Evaluation(_PLAIN, formula, logits.shape, logits, labels, ignored, _UNWEIGHTED, ())
+
+
+def pieces(evaluation: Evaluation) -> Iterator[tuple[slice, Evaluation]]:
+    """Yields the rows of an unweighted evaluation in parts of bounded size."""
     step = max(1, _PIECE_ELEMENTS // evaluation.classes)
-    if evaluation.rows <= step:
-        yield evaluation
-        return
     for start in range(0, evaluation.rows, step):
         part = slice(start, start + step)
         ignored = None if evaluation.ignored is None else evaluation.ignored[part]
-        yield replace(evaluation, logits=evaluation.logits[part], labels=evaluation.labels[part], ignored=ignored)
+        logits, labels = evaluation.logits[part], evaluation.labels[part]
+        yield part, replace(evaluation, shape=logits.shape, logits=logits, labels=labels, ignored=ignored)
 
 
-@lru_cache(maxsize=256)
-def _formula(kind: InputKind, temperature: float, *, has_indices: bool, is_wide: bool) -> Formula:
-    outputs = {"nll", "confidence", "predictions", "maximum"} | (set() if has_indices else {"target"})
-    return Formula(
-        input=kind,
-        temperature=temperature,
-        arithmetic="float64" if is_wide else "float32",
-        outputs=frozenset(outputs),
-    )
-
-
-def _ignored(evaluation: Evaluation) -> Array:
-    return np.zeros(evaluation.rows, dtype=bool) if evaluation.ignored is None else evaluation.ignored
+def _joined(arrays: Sequence[Array]) -> Array:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

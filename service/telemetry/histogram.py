@@ -1,6 +1,7 @@
 """A Prometheus histogram that takes many observations at once."""
 
 import itertools
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -21,7 +22,7 @@ class Histogram(Collector):
     ) -> None:
         self._name = name
         self._about = about
-        self._bounds = np.array(bounds)
+        self._bounds = tuple(bounds)
         self._edges = [floatToGoString(bound) for bound in (*bounds, float("inf"))]  # type: ignore[no-untyped-call]
         self._labels = labels
         self._counts: dict[tuple[str, ...], Array] = {}
@@ -39,11 +40,16 @@ class Histogram(Collector):
         del self._counts[labels], self._sums[labels]
         self._exemplars.pop(labels, None)
 
-    def observe(self, values: Sequence[float], *labels: str, times: int = 1) -> None:
-        """Adds observations, none of them NaN, each so many times."""
+    def observe(self, values: Sequence[float], *labels: str) -> None:
+        """Adds observations, none of them NaN."""
         # A bucket holds what is less than or equal to its edge.
         buckets = np.bincount(np.searchsorted(self._bounds, values), minlength=len(self._edges))
-        self.add(buckets * times, float(sum(values)) * times, *labels)
+        self.add(buckets, float(sum(values)), *labels)
+
+    def repeat(self, value: float, times: int, *labels: str) -> None:
+        """Adds one observation several times, to a series that exists."""
+        self._counts[labels][bisect_left(self._bounds, value)] += times
+        self._sums[labels] += value * times
 
     def add(self, buckets: Array, total: float, *labels: str) -> None:
         """Adds observations that are counted by bucket already, the last one being above all edges, and their sum."""
@@ -55,7 +61,7 @@ class Histogram(Collector):
     def exemplify(self, value: float, trace_id: str, *labels: str) -> None:
         """Makes a trace the example of its bucket, in OpenMetrics; the observation itself is added apart."""
         examples = self._exemplars.setdefault(labels, [None] * len(self._edges))
-        examples[int(np.searchsorted(self._bounds, value))] = Exemplar({"trace_id": trace_id}, value)
+        examples[bisect_left(self._bounds, value)] = Exemplar({"trace_id": trace_id}, value)
 
     def collect(self) -> Iterable[HistogramMetricFamily]:
         """Returns all series."""

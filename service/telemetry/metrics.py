@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 
 from .histogram import Histogram
 from .model_metrics import ModelMetrics
-from .record import RequestRecord
+from .record import BatchRecord, RequestRecord
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter and histogram, which PromQL has no use for
 
@@ -50,7 +50,7 @@ class Metrics(Collector):
         closers: Iterable[str],
     ) -> None:
         self._records: list[RequestRecord] = []
-        self._computed: list[tuple[int, int, int, str]] = []
+        self._computed: list[BatchRecord] = []
         self._device = device
         self.in_flight = 0
         self.registry = registry = CollectorRegistry()
@@ -85,6 +85,7 @@ class Metrics(Collector):
         self._queue_seconds = gauge("queue_seconds", "Estimated work of requests that arrived and are not answered.")
         rejections = counter("rejected_requests", "Requests refused for lack of capacity.", "reason")
         disconnects = counter("client_disconnects", "Callers that went before their answer.", "phase")
+        self.authentication = gauge("authentication_enabled", "1 where computing needs a key, else 0.")
         build = gauge("build_info", "1.", "version", "torch", "cuda", "python", "device", "commit")
         cuda = torch.version.cuda or ""
         build.labels(version, torch.__version__, cuda, platform.python_version(), device, commit).set(1)
@@ -121,9 +122,13 @@ class Metrics(Collector):
         if len(self._records) >= _COUNTED_AT_ONCE:
             self.collect()
 
-    def batch(self, *, requests: int, rows: int, elements: int, closed_by: str) -> None:
-        """A batch was computed."""
-        self._computed.append((requests, rows, elements, closed_by))
+    def batch(  # noqa: PLR0913 - the engine's protocol
+        self, *, requests: int, rows: int, elements: int, closed_by: str, started: float, ended: float
+    ) -> BatchRecord:
+        """A batch was computed; the record of each of its requests is to have its record."""
+        batch = BatchRecord(requests, rows, elements, closed_by, started, ended)
+        self._computed.append(batch)
+        return batch
 
     def collect(self) -> Iterable[Metric]:
         """Counts what was noted since: many at once cost a tenth of one by one."""
@@ -141,7 +146,7 @@ class Metrics(Collector):
         for route in {one.route for one in records}:
             self._duration.observe([one.duration_s for one in records if one.route == route], route)
         for one in records:
-            if one.trace_id is not None:
+            if one.trace_id is not None and one.is_sampled:
                 self._duration.exemplify(one.duration_s, one.trace_id, one.route)
         self._sent.observe([one.sent_bytes for one in records])
         self._received.observe([one.received_bytes for one in records if one.wire is not None])
@@ -155,12 +160,12 @@ class Metrics(Collector):
 
     def _count_batches(self) -> None:
         computed, self._computed = self._computed, []
-        requests, rows, elements, closers = zip(*computed, strict=True)
-        self._batch_requests.observe(requests)
+        rows = [one.rows for one in computed]
+        self._batch_requests.observe([one.requests for one in computed])
         self._batch_rows.observe(rows)
         self._rows.inc(sum(rows))
-        self._elements.inc(sum(elements))
-        for name, count in Counts(closers).items():
+        self._elements.inc(sum(one.elements for one in computed))
+        for name, count in Counts(one.closed_by for one in computed).items():
             self._batches[name].inc(count)
 
     def rejected(self, reason: str) -> None:

@@ -8,7 +8,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Protocol
+from functools import partial
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -26,19 +26,8 @@ _REPEATED_WITHIN_S = 600.0
 _REMEMBERED_IDS = 1 << 16
 _log = structlog.get_logger("losseval")
 Labels = tuple[str, ...]
-
-
-class Origin(Protocol):
-    """What a request says of where its logits come from; None for nothing."""
-
-    @property
-    def model(self) -> str | None: ...  # noqa: D102
-    @property
-    def version(self) -> str | None: ...  # noqa: D102
-    @property
-    def segment(self) -> str | None: ...  # noqa: D102
-    @property
-    def predicted_at(self) -> datetime | None: ...  # noqa: D102
+Named = tuple[str | None, str | None, str | None]
+"""Model, version, segment."""
 
 
 class ModelMetrics:
@@ -55,6 +44,8 @@ class ModelMetrics:
         self._recent = Recent(seconds=_REPEATED_WITHIN_S, limit=_REMEMBERED_IDS, clock=clock)
         self._declared: Mapping[tuple[str, str], Model] = {}
         self._names: frozenset[str] = frozenset()
+        self._sources: dict[tuple[Named, int], Source] = {}
+        self._last_at: dict[str, float] = {}
         self._series: dict[Counter | Gauge | Histogram, set[Labels]] = {}
         pair = ("model", "version")
 
@@ -103,6 +94,7 @@ class ModelMetrics:
             return
         self._declared = by_pair = models.by_pair()
         self._names = frozenset(model for model, _ in by_pair)
+        self._sources.clear()
         names = [*self._names, OTHER]
         pairs = [*by_pair, *((name, OTHER) for name in names)]
         classes = [(one.model, str(label)) for one in models.models for label in range(one.counted_classes or 0)]
@@ -115,6 +107,9 @@ class ModelMetrics:
         self._keep_only(segments, self._segment_loss, self._segment_count)
         self._keep_only(classes, self._class_loss, self._class_count)
         self._keep_only([(name,) for name in names], self._last, self._delay)
+        self._last_at = {name: self._last_at.get(name, 0.0) for name in names}
+        for name in names:
+            self._last.labels(name).set_function(partial(self._last_at.__getitem__, name))
         baselines = [(pair, one.baseline) for pair, one in by_pair.items() if one.baseline]
         self._set(self._mean, [(pair, one.mean) for pair, one in baselines])
         self._set(self._stddev, [(pair, one.stddev) for pair, one in baselines])
@@ -122,25 +117,32 @@ class ModelMetrics:
         self._set(self._classes, [((one.model,), one.classes) for one in models.models])
         self._set(self._interval, [((one.model,), one.label_interval) for one in models.models])
 
-    def source(self, origin: Origin, *, classes: int, samples: int, request_id: str | None) -> Source | None:
+    def source(
+        self,
+        named: Named,
+        *,
+        classes: int,
+        samples: int,
+        predicted_at: datetime | None = None,
+        request_id: str | None = None,
+    ) -> Source | None:
         """Tells as what the samples of an answered request count; None if the request was counted already.
 
         Args:
-            origin: What the caller says they are.
+            named: What the caller calls their model, version and segment.
             classes: Of its logits.
             samples: How many are not ignored.
+            predicted_at: When the model answered.
             request_id: By which a retry is known; None if the caller gave none.
         """
         if request_id is not None and self._recent.is_repeated(request_id):
             self._repeated.inc()
             return None
-        source = self._resolve(origin.model or "", origin.version or "", origin.segment, classes)
-        now = self._now()
+        source = self._sources.get((named, classes)) or self._resolve(named, classes)
         if samples:
-            self._last.labels(source.model).set(now)
-        if samples and origin.predicted_at is not None:
-            delay_s = max(0.0, now - origin.predicted_at.timestamp())  # clocks differ
-            self._delay.observe([delay_s], source.model, times=samples)
+            self._last_at[source.model] = now = self._now()
+            if predicted_at is not None:  # clocks differ
+                self._delay.repeat(max(0.0, now - predicted_at.timestamp()), samples, source.model)
         return source
 
     def add(self, source: Source, tally: Tally) -> None:
@@ -174,23 +176,29 @@ class ModelMetrics:
         self._unmonitored.inc(rows)
         _log.error("samples were not counted", rows=rows, error=repr(error))
 
-    def _resolve(self, model: str, version: str, segment: str | None, classes: int) -> Source:
+    def _resolve(self, named: Named, classes: int) -> Source:
+        model, version, segment = named[0] or "", named[1] or "", named[2]
         if model not in self._names:
             self._overflow["model"].inc()
             return Source(OTHER, OTHER, segment and OTHER, 1.0, None)
+        overflow = []
         declared = self._declared.get((model, version))
         if declared is None:
-            self._overflow["version"].inc()
+            overflow.append("version")
             version = OTHER
             declared = next(one for (name, _), one in self._declared.items() if name == model)
         if segment is not None and segment not in declared.segments:
-            self._overflow["segment"].inc()
+            overflow.append("segment")
             segment = OTHER
-        counted = declared.counted_classes
-        if declared.classes and declared.classes != classes:
-            self._overflow["class"].inc()
-            counted = None
-        return Source(model, version, segment, declared.temperature, counted)
+        if declared.classes not in {None, classes}:
+            overflow.append("class")
+        for dimension in overflow:
+            self._overflow[dimension].inc()
+        counted = None if "class" in overflow else declared.counted_classes
+        source = Source(model, version, segment, declared.temperature, counted)
+        if not overflow and declared.classes is not None:  # so there are only so many
+            self._sources[named, classes] = source
+        return source
 
     def _keep_only(self, series: Iterable[Labels], *families: Counter | Gauge | Histogram) -> None:
         wanted = set(series)

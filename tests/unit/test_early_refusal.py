@@ -3,16 +3,18 @@
 import asyncio
 import json
 import re
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from service.api.middleware.authentication import Authentication
 from service.api.middleware.early_refusal import EarlyRefusal
 from service.api.middleware.observation import Observation
 from service.api.middleware.problem_answers import ProblemAnswers
 from service.api.negotiation import BodyLimits
 from service.engine.admission import Admission, Reason, Wire
+from service.keys import KeyRing
 from service.telemetry.metrics import Metrics
 from tests.unit.fakes import receiving
 
@@ -26,10 +28,17 @@ class Replica:
     is_draining = False
 
 
+class Keys:
+    """A ring with one key."""
+
+    def holder_of(self, key: bytes) -> str | None:
+        return "someone" if key == b"good" else None
+
+
 class Overloaded:
     """A service with more work than it takes on; `passed` counts the requests that went the long way."""
 
-    def __init__(self, *, waiting_bytes: int = 10**9) -> None:
+    def __init__(self, *, waiting_bytes: int = 10**9, keys: Keys | None = None) -> None:
         self.metrics = Metrics(
             version="1", device="cpu", wires=get_args(Wire), reasons=get_args(Reason), closers=["idle"]
         )
@@ -42,6 +51,7 @@ class Overloaded:
         self.short_way = EarlyRefusal(
             observed,
             path="/v1/cross-entropy",
+            authentication=Authentication(observed, keys=cast(KeyRing, keys), routes=[]) if keys else None,
             admission=self.admission,
             limits=BodyLimits(1000, 1000, 60.0),
             metrics=self.metrics,
@@ -118,6 +128,13 @@ def test_everything_else_goes_the_long_way(asked: dict[str, Any]) -> None:
     service = Overloaded()
     service.ask(**asked)
     assert service.passed == 1
+
+
+@pytest.mark.parametrize(("key", "passed"), [(b"good", 0), (b"bad", 1), (b"", 1)])
+def test_with_keys_a_401_comes_first(key: bytes, passed: int) -> None:
+    service = Overloaded(keys=Keys())
+    service.ask(headers=[*HEADERS, (b"x-api-key", key)])
+    assert service.passed == passed
 
 
 @pytest.mark.parametrize("waiting_bytes", [0, 10**7, 7 * 10**7], ids=["nothing", "little", "much, but it fits"])

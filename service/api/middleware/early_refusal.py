@@ -14,6 +14,7 @@ from ...telemetry.metrics import Metrics
 from ...telemetry.record import RequestRecord
 from ..negotiation import BodyLimits, Head
 from ..problems import MEDIA_TYPE, document, status_of
+from .authentication import Authentication
 from .observation import REQUEST_ID, Drainable
 
 LOG_INTERVAL_S = 1.0
@@ -28,9 +29,18 @@ class EarlyRefusal:
     """
 
     def __init__(  # noqa: PLR0913 - what the long way asks one after the other
-        self, app: ASGIApp, *, path: str, admission: Admission, limits: BodyLimits, metrics: Metrics, health: Drainable
+        self,
+        app: ASGIApp,
+        *,
+        path: str,
+        authentication: Authentication | None = None,
+        admission: Admission,
+        limits: BodyLimits,
+        metrics: Metrics,
+        health: Drainable,
     ) -> None:
         self.app = app
+        self._authentication = authentication
         self._path = path
         self._admission = admission
         self._limits = limits
@@ -65,6 +75,8 @@ class EarlyRefusal:
             await self._refuse(dict(scope["headers"]), self._records[wire], send)
 
     def _refused_wire(self, scope: Scope) -> Wire | None:
+        if self._authentication is not None and self._authentication.holder(scope["headers"]) is None:
+            return None
         try:
             head = Head.of(scope["headers"], timeout_s=self._limits.timeout_s)
             size = head.content_length or 0

@@ -154,7 +154,7 @@ def test_what_arrives_together_runs_together_and_is_split_by_rows() -> None:
             np.testing.assert_array_equal(computed.rows["losses"], np.full(rows, float(rows), np.float32))
             assert (computed.batch_requests, computed.batch_rows) == (3, 6)
             assert computed.compute_share_s == pytest.approx(rows / 6)
-        figures = {"requests": 3, "rows": 6, "elements": 12, "closed_by": "idle"}
+        figures = {"requests": 3, "rows": 6, "elements": 12, "closed_by": "idle", "started": 0.0, "ended": 0.0}
         assert bench.metrics.batches == [figures]
         await bench.finish()
 

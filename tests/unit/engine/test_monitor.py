@@ -64,7 +64,7 @@ def test_requests_of_one_kind_are_counted_together_and_apart_by_source() -> None
     for index in range(10):
         monitor.note(an_evaluation(rows=index + 1), Named("even" if index % 2 == 0 else "odd"))
     asyncio.run(monitor.settle())
-    assert device.batches == [10]
+    assert device.batches == [1]
     assert len(counted.tallies) == 2
     assert (counted.total("even"), counted.total("odd")) == (1 + 3 + 5 + 7 + 9, 2 + 4 + 6 + 8 + 10)
 

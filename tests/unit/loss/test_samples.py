@@ -10,7 +10,7 @@ import torch
 from service.engine.device import TorchDevice
 from service.loss.evaluation import Evaluation
 from service.loss.options import LossOptions
-from service.loss.samples import LABEL_PROBABILITIES, Samples, Tally, canonical, pieces
+from service.loss.samples import LABEL_PROBABILITIES, Pool, Samples, Tally, pieces
 from service.loss.validation import SizeLimits, validate
 
 DEVICE = TorchDevice("cpu", threads=1)
@@ -21,9 +21,16 @@ def evaluation(logits: Any, labels: Any, **options: Any) -> Evaluation:  # noqa:
     return validate(arrays, LossOptions(**options), SizeLimits())
 
 
+def pooled(*evaluations: Evaluation, temperature: float = 1.0) -> Evaluation:
+    pool = Pool(evaluations[0].formula.input)
+    for one in evaluations:
+        pool.add(one)
+    return pool.evaluation(temperature=temperature)
+
+
 def tally(one: Evaluation, *, temperature: float = 1.0, classes: int | None = None) -> Tally:
-    plain = canonical(one, temperature=temperature)
-    return Tally.of(Samples.of([plain], DEVICE.compute([plain]).rows), classes=classes)
+    plain = pooled(one, temperature=temperature)
+    return Tally.of(Samples.of(plain, DEVICE.compute([plain]).rows), classes=classes)
 
 
 def expected_nll(logits: Any, labels: Any, temperature: float) -> np.ndarray[Any, Any]:  # noqa: ANN401 - as above
@@ -97,9 +104,13 @@ def test_other_inputs_have_the_same_loss(kind: str) -> None:
 
 def test_pieces_together_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.loss.samples._PIECE_ELEMENTS", 12)
-    one = canonical(evaluation(np.arange(40.0).reshape(10, 4), [*range(4), -100, *range(4), 1]), temperature=1.0)
-    parts = list(pieces(one))
-    assert [part.rows for part in parts] == [3, 3, 3, 1]
-    assert np.array_equal(np.concatenate([part.logits for part in parts]), one.logits)
+    few, none = (
+        evaluation(np.arange(40.0).reshape(10, 4), [*range(4), -100, *range(4), 1]),
+        evaluation([[0.0] * 4], [3]),
+    )
+    one = pooled(none, few)
+    parts = [part for _, part in pieces(one)]
+    assert [part.rows for part in parts] == [3, 3, 3, 2]
+    assert np.array_equal(np.concatenate([part.logits for part in parts]), np.concatenate([none.logits, few.logits]))
     assert np.array_equal(np.concatenate([part.labels for part in parts]), one.labels)
-    assert [part.ignored is not None and part.ignored.tolist() for part in parts][1] == [False, True, False]
+    assert [part.ignored is not None and part.ignored.tolist() for part in parts][1] == [False, False, True]

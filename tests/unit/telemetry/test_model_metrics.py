@@ -1,6 +1,5 @@
 """Series of models, bounded whatever requests say."""
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import pytest
@@ -11,14 +10,6 @@ from service.telemetry.models import parse
 from tests.unit.fakes import FakeClock
 
 NOW = 1_800_000_000.0
-
-
-@dataclass
-class Named:
-    model: str | None
-    version: str | None = None
-    segment: str | None = None
-    predicted_at: datetime | None = None
 
 
 @pytest.fixture
@@ -41,9 +32,9 @@ def test_hostile_names_make_no_series(registry: CollectorRegistry, metrics: Mode
     before = names(registry)
     for number in range(33_334):
         name = f"\x00 {number}\n"
-        for origin in (Named(name, name, name), Named("m", name), Named("m", "1", name)):
-            metrics.source(origin, classes=2, samples=1, request_id=name)
-        metrics.source(Named("m", "1", f"{name}!"), classes=2, samples=1, request_id=None)
+        for named in ((name, name, name), ("m", name, None), ("m", "1", name)):
+            metrics.source(named, classes=2, samples=1, request_id=name)
+        metrics.source(("m", "1", f"{name}!"), classes=2, samples=1)
     assert names(registry) == before
     assert registry.get_sample_value("losseval_label_overflow_total", {"dimension": "segment"}) == 33_334
     assert registry.get_sample_value("losseval_repeated_requests_total") == 2 * 33_334
@@ -51,7 +42,7 @@ def test_hostile_names_make_no_series(registry: CollectorRegistry, metrics: Mode
 
 def test_a_prediction_from_the_future_has_no_delay(registry: CollectorRegistry, metrics: ModelMetrics) -> None:
     ahead = datetime.fromtimestamp(NOW + 90, UTC)
-    metrics.source(Named("m", "1", predicted_at=ahead), classes=2, samples=3, request_id=None)
+    metrics.source(("m", "1", None), classes=2, samples=3, predicted_at=ahead)
     assert registry.get_sample_value("losseval_label_delay_seconds_sum", {"model": "m"}) == 0
     assert registry.get_sample_value("losseval_label_delay_seconds_count", {"model": "m"}) == 3
 
@@ -60,7 +51,7 @@ def test_a_request_of_ignored_samples_alone_is_no_sign_of_life(
     registry: CollectorRegistry, metrics: ModelMetrics
 ) -> None:
     labels = {"model": "m"}
-    metrics.source(Named("m", "1"), classes=2, samples=0, request_id=None)
+    metrics.source(("m", "1", None), classes=2, samples=0)
     assert registry.get_sample_value("losseval_model_last_sample_timestamp_seconds", labels) == 0
-    metrics.source(Named("m", "1"), classes=2, samples=1, request_id=None)
+    metrics.source(("m", "1", None), classes=2, samples=1)
     assert registry.get_sample_value("losseval_model_last_sample_timestamp_seconds", labels) == NOW
