@@ -100,7 +100,7 @@ def create_app(settings: Settings | None = None) -> Application:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         _announce(settings)
         batcher.start()
-        await _warm_up(evaluator)
+        await _warm_up(Evaluator(batcher, SizeLimits()))
         # What was imported lives for ever; a full collection that walks it stops everything for a tenth of a second.
         gc.collect()
         gc.freeze()

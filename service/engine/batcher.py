@@ -201,10 +201,10 @@ class Batcher:
     async def _serve(self) -> None:
         try:
             await self._run_batches()
-        except BaseException:  # noqa: BLE001 - whatever ended it, nobody must wait for ever
+        except BaseException as error:  # noqa: BLE001 - whatever ended it, nobody must wait for ever
             self._has_died = not self._is_draining
-            if self._has_died:
-                _log.critical("nothing is computed any more", exc_info=True)
+            if isinstance(error, Exception):
+                _log.critical("nothing is computed any more", exc_info=error)
             for job in (*self._running, *self._waiting):
                 job.fail(_not_computing())
 
