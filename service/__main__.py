@@ -1,5 +1,6 @@
 """`python -m service`: settings to server."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -33,6 +34,10 @@ def main() -> None:
     scheme = "https" if settings.ssl_certfile else "http"
     structlog.get_logger("losseval").info("starting", url=f"{scheme}://{settings.host}:{port}")
     running.run(sockets=listeners)
+    if running.is_stuck or running.exit_status:
+        # Not by way of Python's own end, which waits for threads that hang and for a CUDA that is lost.
+        sys.stdout.flush()
+        os._exit(running.exit_status)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from .api import cross_entropy, documentation, health, info
 from .api.cross_entropy import CrossEntropy
 from .api.health import Health
 from .api.middleware.authentication import Authentication
+from .api.middleware.early_refusal import EarlyRefusal
 from .api.middleware.method_semantics import MethodSemantics
 from .api.middleware.metrics_listener import MetricsListener
 from .api.middleware.observation import Observation
@@ -31,7 +32,7 @@ from .dtypes import Array
 from .engine.admission import Admission, Reason, Wire
 from .engine.batch_plan import BatchLimits, ClosedBy
 from .engine.batcher import Batcher
-from .engine.device import TorchDevice
+from .engine.device import TINY_ELEMENTS, TorchDevice
 from .engine.evaluator import Evaluator
 from .engine.monitor import Monitor
 from .keys import KeyRing
@@ -83,8 +84,9 @@ def create_app(settings: Settings | None = None) -> Application:
         reasons=get_args(Reason),
         closers=get_args(ClosedBy),
     )
-    batch_limits = BatchLimits(batch_elements, settings.max_batch_requests)
-    batcher = Batcher(device, batch_limits, clock=time.monotonic, metrics=metrics)
+    batcher = Batcher(
+        device, BatchLimits(batch_elements, settings.max_batch_requests), clock=time.monotonic, metrics=metrics
+    )
     evaluator = Evaluator(batcher, SizeLimits(settings.max_classes, settings.max_elements))
     admission = Admission(settings.max_inflight_bytes, settings.max_queue_ms / 1e3, metrics)
     metrics.authentication.set(keys is not None)
@@ -98,7 +100,7 @@ def create_app(settings: Settings | None = None) -> Application:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         _announce(settings)
         batcher.start()
-        await _warm_up(evaluator)
+        await _warm_up(Evaluator(batcher, SizeLimits()))
         # What was imported lives for ever; a full collection that walks it stops everything for a tenth of a second.
         gc.collect()
         gc.freeze()
@@ -122,22 +124,33 @@ def create_app(settings: Settings | None = None) -> Application:
     traces = _traces()
     framework = documentation.framework(lifespan, traced_by=traces.provider if traces else None)
     documentation.add_cross_entropy(framework, endpoint, needs_key=keys is not None)
-    limits = _limits(settings)
-    framework.include_router(info.router(device=device.name, limits=limits, metrics=metrics, settle=monitor.settle))
+    framework.include_router(
+        info.router(device=device.name, limits=_limits(settings), metrics=metrics, settle=monitor.settle)
+    )
     framework.include_router(health.router(state))
     # Without the framework's own error handlers: whatever goes wrong becomes a problem document.
     framework.middleware_stack = AsyncExitStackMiddleware(framework.router)
-    slow_way = MethodSemantics(framework, routes=framework.routes)
-    layers: ASGIApp = Shortcut(slow_way, method="POST", path=cross_entropy.PATH, endpoint=endpoint)
-    if keys is not None:
-        layers = Authentication(layers, keys=keys, routes=framework.routes)
+    layers: ASGIApp = MethodSemantics(framework, routes=framework.routes)
+    layers = Shortcut(layers, method="POST", path=cross_entropy.PATH, endpoint=endpoint)
+    authentication = None if keys is None else Authentication(layers, keys=keys, routes=framework.routes)
+    layers = authentication or layers
     if settings.metrics_port is not None:
         layers = MetricsListener(layers, port=settings.metrics_port)
-    layers = ProblemAnswers(layers, routes=framework.routes)
+    layers = ProblemAnswers(layers, routes=framework.routes, metrics=metrics)
     if settings.cors_origins:  # around the problems: pages may read them too
         layers = _with_cors(layers, settings.cors_origins)
-    trace = traces.request if traces else None
-    return Application(Observation(layers, metrics=metrics, health=state, trace=trace), framework, state)
+    layers = Observation(layers, metrics=metrics, health=state, trace=traces.request if traces else None)
+    if not settings.cors_origins:  # its answers lack what a page would need to read them
+        layers = EarlyRefusal(
+            layers,
+            path=cross_entropy.PATH,
+            authentication=authentication,
+            admission=admission,
+            limits=body_limits,
+            metrics=metrics,
+            health=state,
+        )
+    return Application(layers, framework, state)
 
 
 def _with_cors(app: ASGIApp, origins: str) -> ASGIApp:
@@ -190,7 +203,8 @@ def _announce(settings: Settings) -> None:
 
 
 async def _warm_up(evaluator: Evaluator) -> None:
-    """Runs one evaluation, so that the first caller doesn't pay for torch's lazy start."""
-    arrays: dict[str, Array] = {"logits": np.zeros((2, 2), np.float32), "labels": np.zeros(2, np.int64)}
+    """Runs evaluations, in the event loop's thread and in torch's, so that no caller pays for torch's lazy start."""
     options = LossOptions(include=("loss", "losses", "gradients"))
-    await evaluator.evaluate(arrays, options, deadline=time.monotonic() + 60)
+    for rows in (2, TINY_ELEMENTS):
+        arrays: dict[str, Array] = {"logits": np.zeros((rows, 2), np.float32), "labels": np.zeros(rows, np.int64)}
+        await evaluator.evaluate(arrays, options, deadline=time.monotonic() + 60)

@@ -75,8 +75,8 @@ class CrossEntropy:
         """Reserves the bytes the request can cost, from its headers alone; what doesn't say its length, as it comes."""
         announced = head.content_length or 0
         self._limits.check(head.wire, announced)
-        if not self._health.is_warm:
-            raise NotReady("The service is warming up; /readyz tells when it is ready.")
+        if not (self._health.is_warm and self._health.is_alive):
+            raise NotReady("The service is starting, or its device failed; /readyz tells when it is ready.")
         self._admission.check_queue(head.wire, announced, remaining_s=head.timeout_s)
         return self._admission.reserve(head.wire, announced)
 

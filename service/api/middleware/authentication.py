@@ -27,7 +27,7 @@ class Authentication:
         """Passes the request on with the name of its key, never the key, in its record."""
         if scope.get("method") == "POST":
             record = record_of(scope)
-            record.key = self._holder(scope["headers"])
+            record.key = self.holder(scope["headers"])
             if record.key is None:
                 for route in self._routes:
                     if route.matches(scope)[0] is Match.FULL:
@@ -38,7 +38,7 @@ class Authentication:
                         )
         await self.app(scope, receive, send)
 
-    def _holder(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    def holder(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
         """Returns who holds the key in either header; of several alike the last counts, so two are hashed at most."""
         bearer = key = None
         for name, value in headers:
