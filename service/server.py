@@ -20,6 +20,8 @@ from .settings import Settings
 
 EXIT_FAILED = os.EX_SOFTWARE
 EXIT_FORCED = 128 + signal.SIGINT
+SETTLING_S = 0.05
+"""For the loop to read what lies in the sockets, before those that look idle are closed."""
 LOST_TIMEOUT_S = 5
 """To answer those who wait, when nothing will be computed any more."""
 
@@ -76,8 +78,7 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for connection in accepted:
             await loop.connect_accepted_socket(self._protocol, connection)
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)  # once around the loop: what lies in the sockets is read
+        await asyncio.sleep(SETTLING_S)
         await super().shutdown(sockets)
 
     def _protocol(self) -> asyncio.Protocol:

@@ -55,21 +55,19 @@ class CrossEntropy:
         self._health = health
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request, unless its caller goes; what it reserved is held until the answer is on its way."""
+        """Answers one request, unless its caller goes; what it reserved is held until answer and count are done."""
         record = record_of(scope)
         record.route = PATH
         head = Head.of(scope["headers"], timeout_s=self._limits.timeout_s)
         record.wire = head.wire
-        reservation = self._admit(head)
-        try:
-            payload = await self._answer(scope, receive, head, record, reservation)
-            await _send(send, payload, head.answer, record)
-            if self._monitor.is_due:
+        with self._admit(head) as reservation:
+            try:
+                payload = await self._answer(scope, receive, head, record, reservation)
+                await _send(send, payload, head.answer, record)
+            except ClientGone:
+                record.gone_in = "evaluation" if record.received_bytes else "body"
+            if self._monitor.is_due:  # what was noted holds memory
                 await self._monitor.settle()
-        except ClientGone:
-            record.gone_in = "evaluation" if record.received_bytes else "body"
-        finally:
-            reservation.release()
 
     def _admit(self, head: Head) -> Reservation:
         """Reserves the bytes the request can cost, from its headers alone; what doesn't say its length, as it comes."""

@@ -1,5 +1,7 @@
 """What this service is and can do, its metrics, and a page for each error."""
 
+import asyncio
+import contextlib
 import html
 import platform
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,6 +18,9 @@ from ..errors import NotFound
 from ..loss.options import OUTPUTS, Precision, Reduction
 from ..telemetry.metrics import Metrics
 from . import negotiation, problems
+
+_SETTLE_TIMEOUT_S = 5.0
+"""Half of Prometheus' own time-out for a scrape."""
 
 
 class Info(BaseModel):
@@ -47,7 +52,8 @@ def router(
 
     @routes.get("/metrics", tags=["operations"], summary="Prometheus metrics", response_class=Response)
     async def get_metrics(request: Request) -> Response:
-        await settle()
+        with contextlib.suppress(TimeoutError):  # a hung device is no reason to show nothing
+            await asyncio.wait_for(asyncio.shield(settle()), _SETTLE_TIMEOUT_S)
         body, media_type = metrics.exposition(request.headers.get("accept", ""))
         return Response(body, headers={"content-type": media_type})
 

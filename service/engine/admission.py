@@ -8,7 +8,7 @@ took lately.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 from ..errors import DeadlineExceeded, Overloaded
 
@@ -90,6 +90,12 @@ class Reservation:
         """Gives everything back."""
         self.admission.inflight_bytes -= self.size
         self.size = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 @dataclass(slots=True)
