@@ -5,9 +5,11 @@ when the warm-up fails; 70 when the device was lost or hangs; 130 when a second 
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
+from collections.abc import Iterator
 from types import FrameType
 from typing import cast
 
@@ -50,6 +52,13 @@ class Server(uvicorn.Server):
     def is_stuck(self) -> bool:
         """Whether the device still has a batch, whose thread Python would wait for."""
         return self._health.batcher.is_running
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handles signals while the server runs, and SIGTERM until the process has ended, too: it changes nothing."""
+        signal.signal(signal.SIGTERM, self.handle_exit)  # which uvicorn takes for what was there before
+        with super().capture_signals():
+            yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handles SIGTERM and SIGINT; unlike uvicorn, doesn't raise them again: a wanted end is exit status 0."""
