@@ -81,6 +81,9 @@ def environments() -> dict[str, dict[str, str]]:
 def test_environment_is_understood(where: str) -> None:
     values = {name.removeprefix(PREFIX).lower(): value for name, value in environments()[where].items()}
     assert values.keys() <= Settings.model_fields.keys()
+    if "models_file" in values:  # a path in the container, where compose and Kubernetes put this file
+        assert values["models_file"] == f"/etc/losseval/{MODELS.name}"
+        values["models_file"] = str(MODELS)
     Settings.model_validate(values)
 
 
