@@ -149,7 +149,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Hangs up on a client that keeps an answer in our memory by not reading it."""
         seconds, left = self._settings.send_timeout, self.transport.left_bytes
         if left - left_before < seconds * self._settings.min_bytes_per_s:
-            self.transport.abort()
+            self.transport.reset()
         else:
             self._reader_timer = self.loop.call_later(seconds, self._watch_reader, left)
 

@@ -35,6 +35,9 @@ class Socket:
     def write_eof(self) -> None:
         self.is_half_closed = True
 
+    def get_extra_info(self, _: str) -> SimpleNamespace:
+        return SimpleNamespace(setsockopt=lambda *_: None)
+
     def abort(self) -> None:
         self.is_aborted = True
 
@@ -134,7 +137,7 @@ def test_who_reads_too_slowly_is_hung_up_on(read: int, *, is_aborted: bool) -> N
     async def scenario() -> None:
         socket = Socket()
         protocol: Any = HttpProtocol.__new__(HttpProtocol)
-        protocol._settings = LIMITS  # noqa: SLF001
+        protocol._settings = LIMITS
         protocol.transport = gathering(socket)
         later: list[Any] = []
 
