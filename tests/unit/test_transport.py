@@ -1,10 +1,14 @@
 """How answers leave: gathered writes, and clients that don't read."""
 
 import asyncio
+import select
+import socket
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import uvicorn
 
 from service.api.gathering import GATHERED_BYTES, GatheringTransport
 from service.api.protocol import HttpProtocol
@@ -159,3 +163,35 @@ def test_who_reads_too_slowly_is_hung_up_on(read: int, *, is_aborted: bool) -> N
         assert not later, "nothing is watched that isn't paused"
 
     asyncio.run(scenario())
+
+
+async def answer_at_length(_: object, __: object, send: Any) -> None:  # noqa: ANN401 - ASGI's send
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"60000")]})
+    await send({"type": "http.response.body", "body": bytes(60_000)})
+
+
+def test_a_few_bytes_that_nobody_reads_are_not_kept() -> None:
+    """The whole answer is written, and waits in our memory, as the system's buffers are small."""
+    listener, client = socket.socket(), socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    listener.bind(("127.0.0.1", 0))
+    poll = select.poll()
+    poll.register(client, 0)
+
+    async def scenario() -> None:
+        protocol = partial(HttpProtocol, settings=Settings(send_timeout=0.1))
+        options: Any = {"http": protocol, "ws": "none", "lifespan": "off", "log_config": None}
+        server = uvicorn.Server(uvicorn.Config(answer_at_length, timeout_keep_alive=1, **options))
+        serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+        while not server.started:
+            await turn()
+        client.connect(listener.getsockname())
+        client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        was_reset = await asyncio.to_thread(poll.poll, 5000)
+        server.should_exit = server.force_exit = True
+        await serving
+        assert was_reset
+
+    with listener, client:
+        asyncio.run(asyncio.wait_for(scenario(), 20))
