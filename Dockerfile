@@ -17,8 +17,8 @@ RUN python -m pip install --quiet --constraint constraints.txt hatchling \
        ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} "$(grep '^torch==' constraints.txt)"
 
 COPY pyproject.toml ./
-RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
-       >requirements.txt \
+RUN python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+print(*project["dependencies"], *project["optional-dependencies"]["otel"], sep="\n")' >requirements.txt \
     && python -m pip --python /opt/losseval install --constraint constraints.txt --requirement requirements.txt
 
 # What serves to develop with torch and numpy, and the packages that torch imports only to compile models and extensions.
@@ -45,15 +45,21 @@ LABEL org.opencontainers.image.title="losseval" \
 COPY --from=builder /opt/losseval /opt/losseval
 # In a container the loopback address is reached by nobody.
 ENV LOSSEVAL_HOST=0.0.0.0 PYTHONUNBUFFERED=1
+# What losseval_build_info says, so that a change of the numbers can be told from a change of the code. Last: a new one leaves
+# the layers above in the cache.
+ARG COMMIT=
+ENV LOSSEVAL_COMMIT=${COMMIT}
 # A number, so that an orchestrator can see that it isn't root; nothing is written, so it needs no home.
 USER 10001:10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 # Anything but a number in LOSSEVAL_PORT is a service link's address, which the service ignores too.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["/opt/losseval/bin/python", "-I", "-c", "\
-import http.client, os, sys; \
+import http.client, os, ssl, sys; \
 port = os.environ.get('LOSSEVAL_PORT', ''); \
-probe = http.client.HTTPConnection('127.0.0.1', int(port) if port.isdigit() else 8000, timeout=2); \
+address = ('127.0.0.1', int(port) if port.isdigit() else 8000); \
+probe = http.client.HTTPSConnection(*address, timeout=2, context=ssl._create_unverified_context()) \
+  if os.environ.get('LOSSEVAL_SSL_CERTFILE') else http.client.HTTPConnection(*address, timeout=2); \
 probe.request('GET', '/readyz'); \
 sys.exit(probe.getresponse().status != 200)"]
 ENTRYPOINT ["/opt/losseval/bin/python", "-m", "losseval_service"]

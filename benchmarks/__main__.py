@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks import binary, client, codec, cuda, http, kernel, memory, plot, start
+from benchmarks import binary, client, codec, cuda, http, kernel, memory, monitoring, plot, start
 from benchmarks.report import Table, render
 from benchmarks.results import Results
 
@@ -21,6 +21,7 @@ SECTIONS: Final[Mapping[str, Section]] = {
     "http": http.run,
     "binary": binary.run,
     "memory": memory.run,
+    "monitoring": monitoring.run,
     "start": start.run,
 }
 ON_DEMAND: Final[Mapping[str, Section]] = {"client": client.run, "cuda": cuda.run}

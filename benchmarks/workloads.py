@@ -40,6 +40,7 @@ class JsonWorkload:
     rows: int
     classes: int
     connections: int
+    fields: tuple[tuple[str, str], ...] = ()
 
     content_type = "application/json"
     query = ""
@@ -47,7 +48,7 @@ class JsonWorkload:
     @property
     def name(self) -> str:
         """Rows × classes."""
-        return f"{self.rows}×{self.classes}"
+        return f"{self.rows}×{self.classes}{' with a model' if self.fields else ''}"
 
     @cached_property
     def logits(self) -> NDArray[np.float32]:
@@ -63,7 +64,7 @@ class JsonWorkload:
     @cached_property
     def body(self) -> bytes:
         """The request, with the shortest digits that give the same float32."""
-        question = {"logits": self.logits, "labels": self.labels, "include": OUTPUTS}
+        question = {"logits": self.logits, "labels": self.labels, "include": OUTPUTS, **dict(self.fields)}
         return orjson.dumps(question, option=orjson.OPT_SERIALIZE_NUMPY)
 
     @cached_property

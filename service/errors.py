@@ -15,6 +15,7 @@
     ├── ShapeMismatch            shapes that do not fit each other; ragged nesting
     ├── LabelOutOfRange          a class index outside the classes
     ├── LimitExceeded            larger than a configured limit
+    ├── AuthenticationRequired   no key, or a wrong one
     ├── NotFound, MethodNotAllowed
     ├── NotAcceptable, UnsupportedMediaType, UnsupportedContentEncoding
     ├── RequestTimeout           the body came too slowly
@@ -125,6 +126,10 @@ class LimitExceeded(ServiceError):
         super().__init__(detail, limit_name=limit_name, limit=limit, actual=actual)
 
 
+class AuthenticationRequired(ServiceError):
+    """A key is needed."""
+
+
 class NotFound(ServiceError):
     """There is nothing at this path."""
 
@@ -178,7 +183,7 @@ class Draining(Unavailable):
 
 
 class NotReady(Unavailable):
-    """The service is starting."""
+    """The service is not ready."""
 
 
 class InsufficientDeviceMemory(Unavailable):

@@ -2,9 +2,10 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from ipaddress import ip_address, ip_network
 from typing import Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, FilePath, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 from .host import cpu_quota, quarter_of_memory
@@ -14,7 +15,11 @@ MIB = 1 << 20
 
 
 class Settings(BaseSettings):
-    """Cross-entropy over HTTP. Every flag is also an environment variable: --max-queue-ms is LOSSEVAL_MAX_QUEUE_MS."""
+    """Cross-entropy over HTTP. Every flag is also an environment variable: --max-queue-ms is LOSSEVAL_MAX_QUEUE_MS.
+
+    Besides, `python -m service keys` creates, lists and revokes API keys, and `python -m service baseline` prints an
+    entry of --models-file from reference data; each has a --help of its own.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -91,6 +96,27 @@ class Settings(BaseSettings):
     shutdown_timeout: int = Field(
         25, ge=1, le=3600, description="Seconds to finish what was accepted; below Kubernetes' 30 s before it kills."
     )
+    models_file: FilePath | None = Field(
+        None, description="YAML file that declares models, whose losses are then counted; read again when it changes."
+    )
+    metrics_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="Port for /metrics alone, which is on PORT by default, and then no longer.",
+    )
+    commit: str = Field("", max_length=64, description="Source revision, for build_info; the image knows its own.")
+    keys_file: FilePath | None = Field(
+        None, description="Names and digests of the keys that may compute; everybody may without. Made by: keys create."
+    )
+    ssl_certfile: FilePath | None = Field(None, description="PEM certificate and its chain; with it, HTTPS alone.")
+    ssl_keyfile: FilePath | None = Field(None, description="PEM key of the certificate, where that file lacks it.")
+    forwarded_allow_ips: str | None = Field(
+        None, description="Networks of proxies whose X-Forwarded-For is believed, with commas between; none by default."
+    )
+    cors_origins: str | None = Field(
+        None, description="Origins whose pages may call from browsers, with commas between; none by default."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="The least severe messages logged; requests are info."
     )
@@ -103,6 +129,29 @@ class Settings(BaseSettings):
     def _ignore_service_links(cls, port: object) -> object:
         """Kubernetes sets LOSSEVAL_PORT=tcp://… beside a Service called losseval; that is not meant for us."""
         return 8000 if isinstance(port, str) and port.startswith("tcp://") else port
+
+    @field_validator("forwarded_allow_ips")
+    @classmethod
+    def _check_networks(cls, networks: str | None) -> str | None:
+        """A network that is none would never match, and nobody would notice."""
+        for network in networks.split(",") if networks else ():
+            ip_network(network.strip())
+        return networks
+
+    @field_validator("ssl_keyfile")
+    @classmethod
+    def _check_certificate(cls, keyfile: FilePath | None, others: ValidationInfo) -> FilePath | None:
+        if keyfile and not others.data.get("ssl_certfile"):
+            raise ValueError("it needs --ssl-certfile")
+        return keyfile
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether this machine alone can connect."""
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
 
 def load(arguments: Sequence[str]) -> Settings:

@@ -10,6 +10,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse, Response
 from fastapi.routing import APIRoute
+from fastapi.telemetry import TelemetryConfig
+from opentelemetry.trace import TracerProvider
 from starlette.types import ASGIApp, Lifespan
 
 from .. import __version__
@@ -18,15 +20,27 @@ from . import cross_entropy
 from .negotiation import JSON, OCTETS, SAFETENSORS
 from .problems import MEDIA_TYPE, PROBLEMS
 from .query import PARAMETERS
-from .schemas import CrossEntropyRequest, CrossEntropyResponse, Options, Problem
+from .schemas import CrossEntropyRequest, CrossEntropyResponse, Options, Origin, Problem
 
 _STATIC = Path(__file__).parent / "static"
 _ASSETS = frozenset(path.name for path in _STATIC.iterdir())
 EXAMPLES = json.loads((_STATIC / "examples.json").read_bytes())
 
 
-def framework(lifespan: Lifespan[FastAPI]) -> FastAPI:
-    """Builds the FastAPI application that serves `/docs`, `/openapi.json` and the redirect from `/`."""
+def framework(lifespan: Lifespan[FastAPI], *, traced_by: TracerProvider | None = None) -> FastAPI:
+    """Builds the FastAPI application that serves `/docs`, `/openapi.json` and the redirect from `/`.
+
+    Args:
+        lifespan: What is to happen at start and end.
+        traced_by: Is given an exporter as the OTEL_… variables say. FastAPI makes no spans: it sees few requests.
+    """
+    telemetry = TelemetryConfig(
+        tracer_provider=traced_by,
+        auto_configure=traced_by is not None,
+        metrics=False,
+        logs=False,
+        exclude=lambda _: True,
+    )
     app = FastAPI(
         title="losseval",
         version=__version__,
@@ -36,6 +50,7 @@ def framework(lifespan: Lifespan[FastAPI]) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
+        telemetry=telemetry,
     )
     generate = app.openapi
 
@@ -83,7 +98,13 @@ class PlainRoute(APIRoute):
         self.app = application
 
 
-def add_cross_entropy(app: FastAPI, endpoint: ASGIApp) -> None:
+_KEYS = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+
+
+def add_cross_entropy(app: FastAPI, endpoint: ASGIApp, *, needs_key: bool) -> None:
     """Adds the operation with its documentation."""
 
     async def documented() -> None:
@@ -105,6 +126,7 @@ def add_cross_entropy(app: FastAPI, endpoint: ASGIApp) -> None:
         openapi_extra={
             "requestBody": {"required": True, "content": content, "description": _BINARY},
             "parameters": _query_parameters(),
+            **({"security": [{name: []} for name in _KEYS]} if needs_key else {}),
         },
     )
     app.router.routes.append(route)
@@ -113,7 +135,8 @@ def add_cross_entropy(app: FastAPI, endpoint: ASGIApp) -> None:
 def _query_parameters() -> list[dict[str, Any]]:
     """Returns OpenAPI's parameters for the options of a binary request."""
     number = {"type": "number", "description": "Upstream gradient, a number; an array of them is a tensor of the body."}
-    fields = Options.model_json_schema()["properties"] | {"grad_output": number}
+    options = Options.model_json_schema()["properties"] | Origin.model_json_schema()["properties"]
+    fields = options | {"grad_output": number}
     for schema in fields.values():  # a parameter is left out, never null
         schema.update(next((kind for kind in schema.pop("anyOf", ()) if kind != {"type": "null"}), {}))
     return [
@@ -145,7 +168,9 @@ def problem_responses() -> dict[int | str, dict[str, Any]]:
 
 def _complete(document: dict[str, Any]) -> dict[str, Any]:
     """Moves the schemas of hand-written parts to where OpenAPI keeps them."""
-    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    components = document.setdefault("components", {})
+    components["securitySchemes"] = _KEYS
+    schemas = components.setdefault("schemas", {})
     template = "#/components/schemas/{model}"
     for model in (CrossEntropyRequest, Problem):
         schema = model.model_json_schema(ref_template=template)

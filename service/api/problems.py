@@ -30,6 +30,7 @@ PROBLEMS: dict[type[ServiceError], ProblemType] = {
     errors.UnknownField: ProblemType(400, "Check the spelling; a misspelt option must not silently change a number."),
     errors.InvalidHeader: ProblemType(400, "Correct the header the detail names, or leave it out."),
     errors.MalformedRequest: ProblemType(400, "Speak HTTP/1.1; bad framing and bad header lines end up here."),
+    errors.AuthenticationRequired: ProblemType(401, "Send Authorization: Bearer and a key; operators create them."),
     errors.NotFound: ProblemType(404, "See /docs for what there is."),
     errors.MethodNotAllowed: ProblemType(405, "The Allow header lists the methods this path takes."),
     errors.NotAcceptable: ProblemType(406, "Leave Accept out, or let it include a type the detail lists."),
@@ -103,6 +104,8 @@ def answer(error: ServiceError, request_id: str) -> tuple[list[tuple[bytes, byte
     headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
     if isinstance(error, errors.Unavailable):
         headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
+    if isinstance(error, errors.AuthenticationRequired):
+        headers.append((b"www-authenticate", b"Bearer"))
     return headers, body
 
 

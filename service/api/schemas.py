@@ -3,7 +3,10 @@
 The arrays are documented here but not validated here: they go straight into numpy.
 """
 
+import contextlib
+import re
 from collections.abc import Mapping
+from datetime import datetime
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
@@ -104,6 +107,27 @@ class Options(BaseModel):
         return LossOptions(**{**fields, "include": tuple(self.include)})
 
 
+Label = Annotated[str, Field(min_length=1, max_length=128)]
+# RFC 3339, section 5.6; fromisoformat alone would also take dates, weeks and local times.
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)")
+
+
+class Origin(BaseModel):
+    """Which model the logits come from: what the metrics count them under."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: Label | None = Field(
+        None, description="The model whose losses are counted; one that is not declared counts as `other`."
+    )
+    version: Label | None = Field(None, description="Its version.")
+    segment: Label | None = Field(None, description="The part of the traffic, e.g. a country or a client.")
+    predicted_at: datetime | None = Field(
+        None, description="When the model answered (RFC 3339); until now is the label delay."
+    )
+    monitor: bool = Field(default=True, description="False: not counted, for back-fills.")
+
+
 def _allow_null(schema: dict[str, Any]) -> None:
     """An optional field that is null is as good as absent."""
     for name, field in schema["properties"].items():
@@ -112,7 +136,7 @@ def _allow_null(schema: dict[str, Any]) -> None:
             schema["properties"][name] = {"anyOf": [field, {"type": "null"}], **about}
 
 
-class CrossEntropyRequest(Options):
+class CrossEntropyRequest(Options, Origin):
     """Logits and labels, and what to make of them."""
 
     model_config = ConfigDict(json_schema_extra=_allow_null)
@@ -193,7 +217,37 @@ class Problem(BaseModel):
     errors_omitted: int | None = None
 
 
-SCALAR_FIELDS = frozenset(Options.model_fields)
+ORIGIN_FIELDS = frozenset(Origin.model_fields)
+SCALAR_FIELDS = frozenset(Options.model_fields) | ORIGIN_FIELDS
+
+
+def take_origin(fields: dict[str, object]) -> tuple[Origin, datetime | None] | None:
+    """Takes what says where the logits come from, and from when, out of the other fields; None for nothing to count.
+
+    Raises:
+        InvalidValue: With a pointer to each field, never its content.
+    """
+    if ORIGIN_FIELDS.isdisjoint(fields):
+        return None
+    predicted_at = _time(fields.pop("predicted_at", None))
+    origin = _parse_origin(orjson.dumps({name: fields.pop(name) for name in ORIGIN_FIELDS if name in fields}))
+    return (origin, predicted_at) if origin.monitor and origin.model is not None else None
+
+
+@lru_cache(maxsize=256)
+def _parse_origin(fields: bytes) -> Origin:
+    """Validates names once, however many requests have them."""
+    try:
+        return Origin.model_validate(orjson.loads(fields))
+    except ValidationError as error:
+        raise _translated(error) from None
+
+
+def _time(text: object) -> datetime | None:
+    with contextlib.suppress(ValueError):  # the 31st of February
+        if text is None or (isinstance(text, str) and _RFC3339.fullmatch(text)):
+            return None if text is None else datetime.fromisoformat(text.upper())
+    raise InvalidValue.at("#/predicted_at", "must be a time with its offset as in RFC 3339: 2026-01-31T12:00:00Z")
 
 
 def parse_options(fields: Mapping[str, object]) -> tuple[LossOptions, Encoding]:
@@ -221,7 +275,10 @@ _KINDS: dict[str, type[ServiceError]] = {"extra_forbidden": UnknownField, "missi
 def _translated(error: ValidationError) -> ServiceError:
     found = error.errors(include_url=False, include_context=False, include_input=False)
     findings = [
-        Finding("#" + "".join(f"/{part}" for part in one["loc"] if part not in {"int", "float"}), one["msg"])
+        Finding(
+            "#" + "".join(f"/{part}" for part in one["loc"] if part not in {"int", "float"}),
+            one["msg"].removeprefix("Value error, "),
+        )
         for one in found
     ]
     kind = _KINDS.get(found[0]["type"], InvalidValue)

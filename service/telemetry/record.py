@@ -8,6 +8,20 @@ GONE = 499
 
 
 @dataclass(slots=True)
+class BatchRecord:
+    """A batch that was computed, between two times of the engine's clock (seconds)."""
+
+    requests: int
+    rows: int
+    elements: int
+    closed_by: str
+    started: float
+    ended: float
+    span: object = None
+    """The context of its span, once a traced request refers to it."""
+
+
+@dataclass(slots=True)
 class RequestRecord:
     """Filled in as the request goes its way; stages by the names of Server-Timing, rounded to microseconds."""
 
@@ -15,7 +29,15 @@ class RequestRecord:
     method: str
     started: float
     route: str = "other"
+    is_named: bool = False
+    """Whether the caller chose the request id: then a second request of that id is a retry."""
     trace_id: str | None = None
+    key: str | None = None
+    """The name of the key, never the key."""
+    client: str | None = None
+    """The address, where a key was missing."""
+    is_sampled: bool = False
+    """Whether somebody keeps the trace."""
     holds_back_body: bool = False
     """Whether the caller waits for a 100 before it sends the body: until then, an answer must end the connection."""
     status: int = GONE
@@ -29,7 +51,10 @@ class RequestRecord:
     classes: int = 0
     batch_requests: int = 0
     batch_rows: int = 0
+    batch: BatchRecord | None = None
     stages_ms: dict[str, float] = field(default_factory=dict)
+    encoded_s: float = 0.0
+    """From `started` to the end of the stage `encode`."""
 
     @property
     def result(self) -> str:
@@ -47,7 +72,7 @@ class RequestRecord:
             "received_bytes": self.received_bytes,
             "sent_bytes": self.sent_bytes,
         }
-        for name in ("trace_id", "code", "wire"):
+        for name in ("trace_id", "key", "client", "code", "wire"):
             if (value := getattr(self, name)) is not None:
                 line[name] = value
         if self.batch_requests:

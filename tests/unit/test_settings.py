@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from service.__main__ import COMMANDS
 from service.host import cpu_quota, memory_limit_bytes
 from service.settings import Settings, ignored_variables, load
 
@@ -21,6 +22,9 @@ def test_flags_come_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
         pytest.param(["--prot", "1"], id="unknown flag"),
         pytest.param(["--port", "70000"], id="out of range"),
         pytest.param(["--device", "gpu"], id="not a device"),
+        pytest.param(["--keys-file", "none"], id="no such file"),
+        pytest.param(["--ssl-keyfile", __file__], id="key without its certificate"),
+        pytest.param(["--forwarded-allow-ips", "10.0.0.0/8,proxy"], id="not a network"),
     ],
 )
 def test_a_wrong_flag_ends_the_process(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,6 +32,22 @@ def test_a_wrong_flag_ends_the_process(arguments: list[str], capsys: pytest.Capt
         load(arguments)
     assert end.value.code == 2
     assert arguments[0].lstrip("-") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("host", "is_loopback"),
+    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False), ("lab", False)],
+)
+def test_loopback_is_what_nobody_else_reaches(host: str, is_loopback: bool) -> None:
+    assert load(["--host", host]).is_loopback == is_loopback
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load(["--help"])
+    printed = capsys.readouterr().out
+    assert COMMANDS
+    assert all(f"python -m service {name}" in printed for name in COMMANDS)
 
 
 def test_what_kubernetes_injects_is_ignored_and_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import structlog
@@ -15,8 +16,9 @@ from ...telemetry.record import RequestRecord
 _VERSION = (b"x-service-version", __version__.encode())
 _NO_STORE = (b"cache-control", b"no-store")
 _CLOSE = (b"connection", b"close")
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-([0-9a-f]{2})")  # W3C Trace Context
+_IS_SAMPLED = 1
 _QUIET_ROUTES = frozenset({"/livez", "/readyz", "/metrics"})
 
 
@@ -27,12 +29,20 @@ class Drainable(Protocol):
 
 
 class Observation:
-    """Adds the headers every answer carries; records metrics and one log line when it is sent."""
+    """Adds the headers every answer carries; records metrics, a trace and one log line when it is sent."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, health: Drainable) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        health: Drainable,
+        trace: Callable[[Scope, RequestRecord], None] | None = None,
+    ) -> None:
         self.app = app
         self._metrics = metrics
         self._health = health
+        self._trace = trace
         self._log: Any = structlog.get_logger("losseval")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,8 +77,11 @@ class Observation:
         record.duration_s = time.perf_counter() - record.started
         if record.route == "other" and "route" in scope:
             record.route = getattr(scope["route"], "path", "other")
+        is_quiet = record.route in _QUIET_ROUTES
+        if self._trace is not None and not is_quiet:
+            self._trace(scope, record)  # first: the others name the trace
         self._metrics.request(record)
-        log = self._log.debug if record.route in _QUIET_ROUTES else self._log.info
+        log = self._log.debug if is_quiet else self._log.info
         log("request", **record.line())
 
 
@@ -81,10 +94,10 @@ def record_of(scope: Scope) -> RequestRecord:
 def _read_headers(scope: Scope, record: RequestRecord) -> None:
     """Takes over the caller's X-Request-Id where it is well-formed, the trace it belongs to, and Expect."""
     for name, value in scope["headers"]:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-            record.request_id = value.decode()
+        if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
+            record.request_id, record.is_named = value.decode(), True
         elif name == b"traceparent" and (parent := _TRACEPARENT.fullmatch(value)):
-            record.trace_id = parent[1].decode()
+            record.trace_id, record.is_sampled = parent[1].decode(), bool(int(parent[2], 16) & _IS_SAMPLED)
         elif name == b"expect":
             record.holds_back_body = True
     record.request_id = record.request_id or os.urandom(16).hex()

@@ -1,0 +1,1 @@
+"""A model whose labels come late and that gets worse on purpose, and everything that watches it."""
