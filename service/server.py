@@ -9,7 +9,8 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
 from typing import cast
 
@@ -91,8 +92,8 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _protocol(self) -> asyncio.Protocol:
-        kind = cast(type[HttpProtocol], self.config.http_protocol_class)
-        return kind(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        make = cast(Callable[..., asyncio.Protocol], self.config.http_protocol_class)
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     def _stop(self) -> None:
         self.should_exit = True
@@ -138,7 +139,7 @@ def build(app: Application, settings: Settings) -> Server:
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http=HttpProtocol,
+        http=partial(HttpProtocol, settings=settings),  # type: ignore[arg-type]  # anything that makes one
         ws="none",
         lifespan="on",
         log_config=None,
@@ -148,7 +149,7 @@ def build(app: Application, settings: Settings) -> Server:
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,
         server_header=False,
-        timeout_keep_alive=75,
+        timeout_keep_alive=settings.keep_alive_timeout,
         timeout_graceful_shutdown=settings.shutdown_timeout,
     )
     try:

@@ -52,6 +52,62 @@ GARBAGE = [
     pytest.param(head("Transfer-Encoding: chunked") + b"xyz\r\n{}\r\n0\r\n\r\n", id="chunk-size-no-number"),
     pytest.param(head("Transfer-Encoding: chunked") + b"1\r\n{}\r\n0\r\n\r\n", id="chunk-longer-than-said"),
 ]
+SMUGGLED = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
+CHUNKS = b"0\r\n\r\n" + SMUGGLED
+
+
+def ending(*lines: bytes) -> bytes:
+    """Request head with other ends of lines than it should have."""
+    return b"POST /livez HTTP/1.1\r\nHost: a" + b"".join(lines)
+
+
+VECTORS = [
+    pytest.param(head("Content-Length: 5", "Transfer-Encoding: chunked") + CHUNKS, id="length-and-chunks"),
+    pytest.param(head("Transfer-Encoding: chunked", "Content-Length: 5") + CHUNKS, id="chunks-and-length"),
+    pytest.param(head("Content-Length: 0", "Content-Length: 43") + SMUGGLED, id="two-lengths"),
+    pytest.param(head("Content-Length: 0", "Content-Length: 0") + SMUGGLED, id="the-same-length-twice"),
+    pytest.param(head("Content-Length: 0, 43") + SMUGGLED, id="list-of-lengths"),
+    pytest.param(head("Content-Length: +43") + SMUGGLED, id="signed-length"),
+    pytest.param(head("Content-Length: 4 3") + SMUGGLED, id="blank-in-the-length"),
+    pytest.param(head("Content-Length: 0x2b") + SMUGGLED, id="hexadecimal-length"),
+    pytest.param(head("Content-Length:") + SMUGGLED, id="empty-length"),
+    pytest.param(head("Content-Length : 43") + SMUGGLED, id="blank-before-the-colon-of-a-length"),
+    pytest.param(head("Transfer-Encoding : chunked") + CHUNKS, id="blank-before-the-colon-of-an-encoding"),
+    pytest.param(head("Transfer-Encoding: xchunked") + CHUNKS, id="xchunked"),
+    pytest.param(head("Transfer-Encoding: identity") + CHUNKS, id="identity"),
+    pytest.param(head("Transfer-Encoding: chunked, identity") + CHUNKS, id="chunked-not-last"),
+    pytest.param(head("Transfer-Encoding: chunked", "Transfer-Encoding: x") + CHUNKS, id="two-encodings"),
+    pytest.param(head("Transfer-Encoding: \x0bchunked") + CHUNKS, id="control-in-an-encoding"),
+    pytest.param(head("X: a", " Transfer-Encoding: chunked") + CHUNKS, id="obsolete-folding"),
+    pytest.param(ending(b"\nTransfer-Encoding: chunked\r\n\r\n") + CHUNKS, id="bare-line-feed"),
+    pytest.param(ending(b"\rTransfer-Encoding: chunked\r\n\r\n") + CHUNKS, id="bare-carriage-return"),
+    pytest.param(ending(b"\n\n") + SMUGGLED, id="head-that-ends-with-line-feeds"),
+    pytest.param(head("Transfer-Encoding: chunked") + b"0\n\n" + SMUGGLED, id="chunk-that-ends-with-line-feeds"),
+    pytest.param(head("Transfer-Encoding: chunked") + b"0;a\nb\r\n\r\n" + SMUGGLED, id="line-feed-in-an-extension"),
+    pytest.param(head("Transfer-Encoding: chunked") + b"-0\r\n\r\n" + SMUGGLED, id="signed-chunk-size"),
+    pytest.param(head("Transfer-Encoding: chunked") + b"0x0\r\n\r\n" + SMUGGLED, id="prefix-of-a-chunk-size"),
+    pytest.param(head("Transfer-Encoding: chunked") + b"1%016x\r\n" % 0 + SMUGGLED, id="chunk-beyond-64-bits"),
+    pytest.param(head("Transfer-Encoding: chunked") + b"0\r\nContent-Length: 5\r\n\r\n" + SMUGGLED, id="length-behind"),
+    pytest.param(b"GET /livez HTTP/1.1\r\n\r\n" + SMUGGLED, id="no-host"),
+    pytest.param(b"GET /livez HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n" + SMUGGLED, id="two-hosts"),
+    pytest.param(b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n" + SMUGGLED, id="tunnel"),
+]
+
+
+@pytest.mark.parametrize("sent", VECTORS)
+def test_what_two_parsers_could_read_differently_has_one_answer_and_ends_the_connection(
+    sent: bytes, connection: socket.socket
+) -> None:
+    connection.sendall(sent)
+    check_problem(read_response(connection), 400, "malformed_request")
+    assert connection.recv(1) == b""
+
+
+@pytest.mark.parametrize("target", ["/livez", "http://evil/livez", "http://user:key@evil:80/livez"])
+@pytest.mark.parametrize("host", ["localhost", "evil/v1/info?", "", "a b", "[::1", "127.0.0.1:99999999"])
+def test_the_path_alone_decides_whatever_host_is_named(target: str, host: str, connection: socket.socket) -> None:
+    connection.sendall(f"GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    assert read_response(connection).json() == {"status": "alive"}
 
 
 @pytest.mark.parametrize("sent", GARBAGE)

@@ -1,14 +1,18 @@
 """How answers leave: gathered writes, and clients that don't read."""
 
 import asyncio
+import select
+import socket
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import uvicorn
 
-from service.api.body import MIN_BYTES_PER_S
 from service.api.gathering import GATHERED_BYTES, GatheringTransport
-from service.api.protocol import READ_INTERVAL_S, HttpProtocol
+from service.api.protocol import HttpProtocol
+from service.settings import Settings
 
 
 class Socket:
@@ -17,7 +21,7 @@ class Socket:
     def __init__(self) -> None:
         self.writes: list[bytes] = []
         self.unread = 0
-        self.is_closed = self.is_aborted = False
+        self.is_closed = self.is_aborted = self.is_half_closed = False
 
     def writelines(self, parts: list[bytes]) -> None:
         assert not self.is_closed
@@ -25,6 +29,18 @@ class Socket:
 
     def close(self) -> None:
         self.is_closed = True
+
+    def resume_reading(self) -> None:
+        assert not self.is_closed
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.is_half_closed = True
+
+    def get_extra_info(self, _: str) -> SimpleNamespace:
+        return SimpleNamespace(setsockopt=lambda *_: None)
 
     def abort(self) -> None:
         self.is_aborted = True
@@ -37,7 +53,7 @@ class Socket:
 
 
 def gathering(socket: Socket) -> GatheringTransport:
-    return GatheringTransport(cast(asyncio.Transport, socket), asyncio.get_running_loop())
+    return GatheringTransport(cast(asyncio.Transport, socket), asyncio.get_running_loop(), linger_s=0.01)
 
 
 async def turn() -> None:
@@ -89,7 +105,26 @@ def test_closing_writes_what_is_there_and_a_closed_connection_takes_no_more() ->
     asyncio.run(scenario())
 
 
-ENOUGH = int(READ_INTERVAL_S * MIN_BYTES_PER_S)
+def test_a_connection_that_lingers_says_its_last_word_and_waits() -> None:
+    async def scenario() -> None:
+        socket = Socket()
+        transport = gathering(socket)
+        transport.lingers = True
+        transport.write(b"refusal")
+        transport.close()
+        transport.close()
+        transport.write(b"second answer")
+        assert (socket.writes, socket.is_half_closed, socket.is_closed) == ([b"refusal"], True, False)
+        assert transport.is_closing()
+        while not socket.is_closed:
+            await turn()
+        assert socket.writes == [b"refusal"]
+
+    asyncio.run(asyncio.wait_for(scenario(), 10))
+
+
+LIMITS = Settings(send_timeout=2, min_bytes_per_s=1000)
+ENOUGH = 2000
 
 
 @pytest.mark.parametrize(
@@ -101,28 +136,62 @@ ENOUGH = int(READ_INTERVAL_S * MIN_BYTES_PER_S)
     ],
 )
 def test_who_reads_too_slowly_is_hung_up_on(read: int, *, is_aborted: bool) -> None:
-    """Measured by what has left: between two looks the buffer may be filled up again."""
+    """Measured by what has left since the buffer filled up."""
 
     async def scenario() -> None:
         socket = Socket()
         protocol: Any = HttpProtocol.__new__(HttpProtocol)
+        protocol._settings = LIMITS
         protocol.transport = gathering(socket)
         later: list[Any] = []
-        protocol.loop = SimpleNamespace(call_later=lambda delay, call, *args: later.append((call, args)))
-        protocol.flow = SimpleNamespace(pause_writing=lambda: None, write_paused=True)
+
+        def call_later(delay: float, call: Any, *args: object) -> SimpleNamespace:  # noqa: ANN401
+            later.append((delay, call, args))
+            return SimpleNamespace(cancel=later.clear)
+
+        protocol.loop = SimpleNamespace(call_later=call_later)
+        protocol.flow = SimpleNamespace(pause_writing=lambda: None, resume_writing=lambda: None)
         protocol.transport.write(bytes(10 * ENOUGH))
+        await turn()
         socket.unread = 10 * ENOUGH
         protocol.pause_writing()
-        protocol.pause_writing()
-        assert len(later) == 1
-        protocol.transport.write(bytes(5 * ENOUGH))
-        socket.unread = 15 * ENOUGH - read
-        call, args = later.pop()
+        socket.unread = 10 * ENOUGH - read
+        delay, call, args = later.pop()
         call(*args)
-        assert (socket.is_aborted, len(later)) == (is_aborted, 0 if is_aborted else 1)
-        protocol.flow.write_paused = False
-        for call, args in later[:]:
-            call(*args)
-        assert len(later) == (0 if is_aborted else 1), "nothing is watched that isn't paused"
+        assert (delay, socket.is_aborted, len(later)) == (2, is_aborted, 0 if is_aborted else 1)
+        protocol.resume_writing()
+        assert not later, "nothing is watched that isn't paused"
 
     asyncio.run(scenario())
+
+
+async def answer_at_length(_: object, __: object, send: Any) -> None:  # noqa: ANN401 - ASGI's send
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"60000")]})
+    await send({"type": "http.response.body", "body": bytes(60_000)})
+
+
+def test_a_few_bytes_that_nobody_reads_are_not_kept() -> None:
+    """The whole answer is written, and waits in our memory, as the system's buffers are small."""
+    listener, client = socket.socket(), socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    listener.bind(("127.0.0.1", 0))
+    poll = select.poll()
+    poll.register(client, 0)
+
+    async def scenario() -> None:
+        protocol = partial(HttpProtocol, settings=Settings(send_timeout=0.1))
+        options: Any = {"http": protocol, "ws": "none", "lifespan": "off", "log_config": None}
+        server = uvicorn.Server(uvicorn.Config(answer_at_length, timeout_keep_alive=1, **options))
+        serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+        while not server.started:
+            await turn()
+        client.connect(listener.getsockname())
+        client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        was_reset = await asyncio.to_thread(poll.poll, 5000)
+        server.should_exit = server.force_exit = True
+        await serving
+        assert was_reset
+
+    with listener, client:
+        asyncio.run(asyncio.wait_for(scenario(), 20))
