@@ -1,0 +1,296 @@
+"""Builds of the service that differ in one thing: a device that does what a test needs, or a guarantee switched off.
+
+A sabotaged build proves that the scenario which passes without it can fail.
+"""
+
+import asyncio
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, Final
+
+import httptools
+import numpy as np
+import torch
+
+from service import server as lifecycle
+from service.api import body, cross_entropy, health, problems, protocol
+from service.api.middleware import problem_answers
+from service.engine import batch_plan, batcher, device
+from service.engine.admission import Admission, Reservation
+from service.engine.batcher import Batcher, DeviceRows
+from service.engine.device import TorchDevice
+from service.errors import InsufficientDeviceMemory
+from service.loss.evaluation import Evaluation
+from tests.reliability.marks import DEVICE_ROWS, FIXED_S, MARK
+
+BUILDS: Final[dict[str, Callable[[], None]]] = {}
+Compute = Callable[[TorchDevice, Sequence[Evaluation]], DeviceRows]
+
+
+def build(change: Callable[[], None]) -> Callable[[], None]:
+    BUILDS[change.__name__] = change
+    return change
+
+
+def _around_compute(compute: Callable[[Compute, TorchDevice, Sequence[Evaluation]], DeviceRows]) -> None:
+    """Puts something around the device's computation, which then always has its thread."""
+    plain = TorchDevice.compute
+
+    def changed(self: TorchDevice, evaluations: Sequence[Evaluation]) -> DeviceRows:
+        return compute(plain, self, evaluations)
+
+    TorchDevice.compute = changed  # type: ignore[method-assign]
+    device.TINY_ELEMENTS = 0
+
+
+def _is_marked(evaluations: Sequence[Evaluation]) -> bool:
+    return any(bool(np.any(one.logits == MARK)) for one in evaluations)
+
+
+# Devices
+
+
+@build
+def fixed_device() -> None:
+    """Every batch takes the device 5 ms, and no processor."""
+
+    def compute(plain: Compute, self: TorchDevice, evaluations: Sequence[Evaluation]) -> DeviceRows:
+        started = time.perf_counter()
+        rows = plain(self, evaluations)
+        time.sleep(max(0.0, started + FIXED_S - time.perf_counter()))
+        return dataclasses.replace(rows, compute_s=time.perf_counter() - started)
+
+    _around_compute(compute)
+
+
+@build
+def failing_device() -> None:
+    """A marked request makes its batch fail."""
+
+    def compute(plain: Compute, self: TorchDevice, evaluations: Sequence[Evaluation]) -> DeviceRows:
+        if _is_marked(evaluations):
+            raise ArithmeticError("a marked request")
+        return plain(self, evaluations)
+
+    _around_compute(compute)
+
+
+@build
+def small_device() -> None:
+    """More than DEVICE_ROWS rows don't fit."""
+
+    def compute(plain: Compute, self: TorchDevice, evaluations: Sequence[Evaluation]) -> DeviceRows:
+        if sum(one.rows for one in evaluations) > DEVICE_ROWS:
+            raise InsufficientDeviceMemory("The device has too little memory for this request; split the batch.")
+        return plain(self, evaluations)
+
+    _around_compute(compute)
+
+
+@build
+def hanging_device() -> None:
+    """A marked request never comes back from the device."""
+
+    def compute(plain: Compute, self: TorchDevice, evaluations: Sequence[Evaluation]) -> DeviceRows:
+        while _is_marked(evaluations):
+            time.sleep(1)
+        return plain(self, evaluations)
+
+    _around_compute(compute)
+
+
+@build
+def sticky_device() -> None:
+    """After a marked request, whatever runs on the device fails as CUDA does after an assertion on the device."""
+    broken: list[bool] = []
+
+    def compute(plain: Compute, self: TorchDevice, evaluations: Sequence[Evaluation]) -> DeviceRows:
+        if broken or _is_marked(evaluations):
+            broken.append(True)
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+        return plain(self, evaluations)
+
+    _around_compute(compute)
+
+
+@build
+def mortal_batcher() -> None:
+    """A marked request kills the task that runs batches."""
+    plain = Batcher._run_next
+
+    async def run_next(self: Batcher) -> None:
+        if any(_is_marked([job.evaluation]) for job in self._waiting):
+            raise SystemError("the batcher task ends")
+        await plain(self)
+
+    Batcher._run_next = run_next  # type: ignore[method-assign]
+
+
+# Guarantees switched off
+
+
+@build
+def errors_are_bugs() -> None:
+    """Every refusal is a 500."""
+    for module in (problems, problem_answers):
+        vars(module).pop("status_of", None)
+    problems.status_of = lambda _: 500
+
+
+@build
+def bodies_are_kept() -> None:
+    """Every body stays in memory: a leak."""
+    kept: list[bytes] = []
+    plain = cross_entropy.read_body
+
+    async def read_body(*args: Any, **options: Any) -> Any:
+        received = await plain(*args, **options)
+        kept.append(bytes(received) + bytes(4096))
+        return received
+
+    cross_entropy.read_body = read_body  # type: ignore[assignment]
+
+
+@build
+def sloppy_parser() -> None:
+    """The parser takes what two servers could read differently."""
+
+    class Sloppy(httptools.HttpRequestParser):  # type: ignore[misc]
+        def __init__(self, owner: object) -> None:
+            self.set_dangerous_leniencies(
+                lenient_chunked_length=True,
+                lenient_headers=True,
+                lenient_transfer_encoding=True,
+                lenient_optional_lf_after_cr=True,
+                lenient_optional_cr_before_lf=True,
+                lenient_spaces_after_chunk_size=True,
+            )
+
+    plain = protocol.HttpProtocol.__init__
+
+    def init(self: protocol.HttpProtocol, *args: Any, **options: Any) -> None:
+        plain(self, *args, **options)
+        self.parser = Sloppy(self)
+
+    protocol.HttpProtocol.__init__ = init  # type: ignore[method-assign]
+
+
+@build
+def endless_headers() -> None:
+    """No bound on headers."""
+    protocol.MAX_HEADER_BYTES = 1 << 40
+
+
+@build
+def patience() -> None:
+    """No bound on the time a client takes to send or to read."""
+    body.GRACE_S = 1e6
+    protocol.READ_INTERVAL_S = 1e6
+
+
+@build
+def nothing_released() -> None:
+    """What a request reserved stays reserved."""
+    Reservation.release = lambda self: None  # type: ignore[method-assign]
+
+
+@build
+def computed_for_nobody() -> None:
+    """Nothing is dropped from the queue."""
+    plain = batch_plan.Waiting.next_batch
+
+    def next_batch(self: Any, now: float, **options: Any) -> Any:
+        del now
+        return plain(self, 0.0, **options)
+
+    batch_plan.Waiting.next_batch = next_batch  # type: ignore[method-assign]
+    batcher.Job.is_abandoned = property(lambda self: False)  # type: ignore[assignment,method-assign]
+    Batcher.expire = lambda self: None  # type: ignore[method-assign]
+    Batcher._run = _run_expired_too  # type: ignore[method-assign]
+    plain_clock = Batcher.__init__
+
+    def init(self: Batcher, *args: Any, **options: Any) -> None:
+        plain_clock(self, *args, **options)
+
+    Batcher.__init__ = init  # type: ignore[method-assign]
+
+
+async def _run_expired_too(self: Batcher, jobs: Sequence[batcher.Job], closed_by: batch_plan.ClosedBy) -> None:
+    started = self._clock()
+    result = await self._device.run([job.evaluation for job in jobs])
+    self._deliver(jobs, result, started, closed_by)
+
+
+@build
+def everybody_fails() -> None:
+    """A failing batch fails all of its members."""
+
+    async def run(self: Batcher, jobs: Sequence[batcher.Job], closed_by: batch_plan.ClosedBy) -> None:
+        started = self._clock()
+        try:
+            result = await self._device.run([job.evaluation for job in jobs])
+        except Exception as error:  # noqa: BLE001 - what the sabotage is about
+            for job in jobs:
+                job.fail(error)
+        else:
+            self._deliver(jobs, result, started, closed_by)
+
+    Batcher._run = run  # type: ignore[method-assign]
+
+
+@build
+def company_shows() -> None:
+    """The result of a row depends on the batch it is in."""
+
+    def compute(plain: Compute, self: TorchDevice, evaluations: Sequence[Evaluation]) -> DeviceRows:
+        found = plain(self, evaluations)
+        if len(evaluations) == 1:
+            return found
+        nudged = {
+            name: np.nextafter(rows, np.inf, dtype=rows.dtype) if rows.dtype.kind == "f" else rows
+            for name, rows in found.rows.items()
+        }
+        return dataclasses.replace(found, rows=nudged)
+
+    _around_compute(compute)
+
+
+@build
+def everything_admitted() -> None:
+    """No bound on the queue."""
+    Admission.check_queue = lambda self, wire, size, *, remaining_s: None  # type: ignore[method-assign,assignment,misc]
+
+
+@build
+def slow_upload_is_work() -> None:
+    """A body counts as waiting work while it is on its way."""
+    plain_reserve, plain_release = Admission.reserve, Reservation.release
+    works: dict[int, float] = {}
+
+    def reserve(self: Admission, wire: Any, content_length: int) -> Reservation:
+        reservation = plain_reserve(self, wire, content_length)
+        works[id(reservation)] = self.enter(wire, content_length)
+        self.queue_s += content_length * 1e-8
+        return reservation
+
+    def release(self: Reservation) -> None:
+        if id(self) in works:
+            self.admission.leave(works.pop(id(self)))
+        plain_release(self)
+
+    Admission.reserve, Reservation.release = reserve, release  # type: ignore[method-assign]
+
+
+@build
+def abrupt() -> None:
+    """SIGTERM ends the process at once."""
+    lifecycle.Server.handle_exit = lambda self, sig, frame: os._exit(0)  # type: ignore[method-assign,assignment]
+
+
+@build
+def always_alive() -> None:
+    """Liveness and readiness say yes, whatever happens."""
+    health.Health.is_alive = property(lambda self: True)  # type: ignore[method-assign,assignment]
+    health.Health.is_ready = property(lambda self: True)  # type: ignore[method-assign,assignment]
