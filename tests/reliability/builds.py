@@ -3,11 +3,13 @@
 A sabotaged build proves that the scenario which passes without it can fail.
 """
 
-import asyncio
 import dataclasses
+import math
 import os
+import socket
+import struct
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import httptools
@@ -21,12 +23,11 @@ from service.engine import batch_plan, batcher, device
 from service.engine.admission import Admission, Reservation
 from service.engine.batcher import Batcher, DeviceRows
 from service.engine.device import TorchDevice
-from service.errors import InsufficientDeviceMemory
 from service.loss.evaluation import Evaluation
 from tests.reliability.marks import DEVICE_ROWS, FIXED_S, MARK
 
 BUILDS: Final[dict[str, Callable[[], None]]] = {}
-Compute = Callable[[TorchDevice, Sequence[Evaluation]], DeviceRows]
+Kernel = Callable[..., dict[str, torch.Tensor]]
 
 
 def build(change: Callable[[], None]) -> Callable[[], None]:
@@ -34,19 +35,15 @@ def build(change: Callable[[], None]) -> Callable[[], None]:
     return change
 
 
-def _around_compute(compute: Callable[[Compute, TorchDevice, Sequence[Evaluation]], DeviceRows]) -> None:
-    """Puts something around the device's computation, which then always has its thread."""
-    plain = TorchDevice.compute
-
-    def changed(self: TorchDevice, evaluations: Sequence[Evaluation]) -> DeviceRows:
-        return compute(plain, self, evaluations)
-
-    TorchDevice.compute = changed  # type: ignore[method-assign]
+def _change_kernel(changed: Callable[[Kernel, dict[str, Any]], dict[str, torch.Tensor]]) -> None:
+    """Puts something around the kernel, which then always runs in the device's thread."""
+    plain: Kernel = device.cross_entropy
+    device.cross_entropy = lambda **arguments: changed(plain, arguments)  # type: ignore[assignment]
     device.TINY_ELEMENTS = 0
 
 
-def _is_marked(evaluations: Sequence[Evaluation]) -> bool:
-    return any(bool(np.any(one.logits == MARK)) for one in evaluations)
+def _is_marked(logits: torch.Tensor) -> bool:
+    return bool((logits == MARK).any())
 
 
 # Devices
@@ -56,63 +53,67 @@ def _is_marked(evaluations: Sequence[Evaluation]) -> bool:
 def fixed_device() -> None:
     """Every batch takes the device 5 ms, and no processor."""
 
-    def compute(plain: Compute, self: TorchDevice, evaluations: Sequence[Evaluation]) -> DeviceRows:
+    def kernel(plain: Kernel, arguments: dict[str, Any]) -> dict[str, torch.Tensor]:
         started = time.perf_counter()
-        rows = plain(self, evaluations)
+        found = plain(**arguments)
         time.sleep(max(0.0, started + FIXED_S - time.perf_counter()))
-        return dataclasses.replace(rows, compute_s=time.perf_counter() - started)
+        return found
 
-    _around_compute(compute)
+    _change_kernel(kernel)
 
 
 @build
 def failing_device() -> None:
     """A marked request makes its batch fail."""
 
-    def compute(plain: Compute, self: TorchDevice, evaluations: Sequence[Evaluation]) -> DeviceRows:
-        if _is_marked(evaluations):
+    def kernel(plain: Kernel, arguments: dict[str, Any]) -> dict[str, torch.Tensor]:
+        if _is_marked(arguments["logits"]):
             raise ArithmeticError("a marked request")
-        return plain(self, evaluations)
+        return plain(**arguments)
 
-    _around_compute(compute)
+    _change_kernel(kernel)
 
 
 @build
 def small_device() -> None:
     """More than DEVICE_ROWS rows don't fit."""
 
-    def compute(plain: Compute, self: TorchDevice, evaluations: Sequence[Evaluation]) -> DeviceRows:
-        if sum(one.rows for one in evaluations) > DEVICE_ROWS:
-            raise InsufficientDeviceMemory("The device has too little memory for this request; split the batch.")
-        return plain(self, evaluations)
+    def kernel(plain: Kernel, arguments: dict[str, Any]) -> dict[str, torch.Tensor]:
+        if len(arguments["logits"]) > DEVICE_ROWS:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return plain(**arguments)
 
-    _around_compute(compute)
+    _change_kernel(kernel)
 
 
 @build
 def hanging_device() -> None:
     """A marked request never comes back from the device."""
 
-    def compute(plain: Compute, self: TorchDevice, evaluations: Sequence[Evaluation]) -> DeviceRows:
-        while _is_marked(evaluations):
+    def kernel(plain: Kernel, arguments: dict[str, Any]) -> dict[str, torch.Tensor]:
+        while _is_marked(arguments["logits"]):
             time.sleep(1)
-        return plain(self, evaluations)
+        return plain(**arguments)
 
-    _around_compute(compute)
+    _change_kernel(kernel)
 
 
 @build
 def sticky_device() -> None:
-    """After a marked request, whatever runs on the device fails as CUDA does after an assertion on the device."""
+    """After a marked request everything fails that uses the device, as with CUDA after an assertion in a kernel."""
     broken: list[bool] = []
 
-    def compute(plain: Compute, self: TorchDevice, evaluations: Sequence[Evaluation]) -> DeviceRows:
-        if broken or _is_marked(evaluations):
-            broken.append(True)
-            raise torch.AcceleratorError("CUDA error: device-side assert triggered")
-        return plain(self, evaluations)
+    def fail(*_: object, **__: object) -> Any:  # noqa: ANN401 - never returns
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
 
-    _around_compute(compute)
+    def kernel(plain: Kernel, arguments: dict[str, Any]) -> dict[str, torch.Tensor]:
+        if broken or _is_marked(arguments["logits"]):
+            broken.append(True)
+            torch.zeros = torch.empty = torch.ones = fail
+            fail()
+        return plain(**arguments)
+
+    _change_kernel(kernel)
 
 
 @build
@@ -121,7 +122,7 @@ def mortal_batcher() -> None:
     plain = Batcher._run_next
 
     async def run_next(self: Batcher) -> None:
-        if any(_is_marked([job.evaluation]) for job in self._waiting):
+        if any(np.any(job.evaluation.logits == MARK) for job in self._waiting):
             raise SystemError("the batcher task ends")
         await plain(self)
 
@@ -178,6 +179,29 @@ def sloppy_parser() -> None:
 
 
 @build
+def no_lingering() -> None:
+    """A connection whose request is answered before it has arrived is reset."""
+    plain = protocol.HttpProtocol.on_response_complete
+
+    def on_response_complete(self: protocol.HttpProtocol) -> None:
+        is_early = self.cycle is not None and self.cycle.more_body
+        plain(self)
+        if is_early:
+            found = self.transport.get_extra_info("socket")
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.transport.abort()
+
+    protocol.HttpProtocol.on_response_complete = on_response_complete  # type: ignore[method-assign]
+
+
+@build
+def hasty() -> None:
+    """The limits of time, shorter."""
+    body.GRACE_S = 1.0
+    protocol.READ_INTERVAL_S = 1.0
+
+
+@build
 def endless_headers() -> None:
     """No bound on headers."""
     protocol.MAX_HEADER_BYTES = 1 << 40
@@ -201,20 +225,13 @@ def computed_for_nobody() -> None:
     """Nothing is dropped from the queue."""
     plain = batch_plan.Waiting.next_batch
 
-    def next_batch(self: Any, now: float, **options: Any) -> Any:
+    def next_batch(self: Any, now: float, **options: Any) -> Any:  # noqa: ANN401 - as it is called
         del now
-        return plain(self, 0.0, **options)
+        return plain(self, -math.inf, **options)
 
     batch_plan.Waiting.next_batch = next_batch  # type: ignore[method-assign]
-    batcher.Job.is_abandoned = property(lambda self: False)  # type: ignore[assignment,method-assign]
-    Batcher.expire = lambda self: None  # type: ignore[method-assign]
+    batcher.Job.is_abandoned = property(lambda _: False)  # type: ignore[assignment,method-assign]
     Batcher._run = _run_expired_too  # type: ignore[method-assign]
-    plain_clock = Batcher.__init__
-
-    def init(self: Batcher, *args: Any, **options: Any) -> None:
-        plain_clock(self, *args, **options)
-
-    Batcher.__init__ = init  # type: ignore[method-assign]
 
 
 async def _run_expired_too(self: Batcher, jobs: Sequence[batcher.Job], closed_by: batch_plan.ClosedBy) -> None:
@@ -244,7 +261,9 @@ def everybody_fails() -> None:
 def company_shows() -> None:
     """The result of a row depends on the batch it is in."""
 
-    def compute(plain: Compute, self: TorchDevice, evaluations: Sequence[Evaluation]) -> DeviceRows:
+    plain = TorchDevice.compute
+
+    def compute(self: TorchDevice, evaluations: Sequence[Evaluation]) -> DeviceRows:
         found = plain(self, evaluations)
         if len(evaluations) == 1:
             return found
@@ -254,7 +273,7 @@ def company_shows() -> None:
         }
         return dataclasses.replace(found, rows=nudged)
 
-    _around_compute(compute)
+    TorchDevice.compute = compute  # type: ignore[method-assign]
 
 
 @build
