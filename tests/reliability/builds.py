@@ -160,6 +160,7 @@ def sloppy_parser() -> None:
 
     class Sloppy(httptools.HttpRequestParser):  # type: ignore[misc]
         def __init__(self, owner: object) -> None:
+            super().__init__(owner)
             self.set_dangerous_leniencies(
                 lenient_chunked_length=True,
                 lenient_headers=True,

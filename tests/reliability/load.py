@@ -319,6 +319,10 @@ class Offer:
         with contextlib.suppress(OSError):
             self._folder.cleanup()
 
+    def is_over(self) -> bool:
+        """Whether it has finished."""
+        return self._process.poll() is not None
+
     def outcome(self) -> Offered:
         """Waits for its end."""
         assert self._process.stdout is not None

@@ -3,10 +3,10 @@
 import contextlib
 import http.client
 import re
-import select
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,19 +71,27 @@ def connected(port: int, count: int, begin: Open) -> Iterator[list[socket.socket
         yield opened
 
 
-def closing_times(connections: list[socket.socket], *, drip: bytes, limit_s: float) -> list[float]:
-    """Sends a little every half second, and returns when each connection was closed from the other side."""
-    poll, started = select.poll(), time.monotonic()
-    by_number = {connection.fileno(): connection for connection in connections}
-    for number in by_number:
-        poll.register(number, select.POLLRDHUP)
+def open_at(port: int) -> set[int]:
+    """Ports of the clients whose connections the service still holds; the kernel may keep what it has let go."""
+    found = set()
+    for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
+        _, here, there, _, _, _, _, _, _, inode, *_ = line.split()
+        if int(here.rpartition(":")[2], 16) == port and int(inode):
+            found.add(int(there.rpartition(":")[2], 16))
+    return found
+
+
+def closing_times(replica: Replica, connections: list[socket.socket], *, drip: bytes, limit_s: float) -> list[float]:
+    """Sends a little every half second, and returns when the service let go of each connection."""
+    started = time.monotonic()
+    by_port = {connection.getsockname()[1]: connection for connection in connections}
     times: list[float] = []
-    while by_number and time.monotonic() - started < limit_s:
-        for number, _ in poll.poll(500):
+    while by_port and time.monotonic() - started < limit_s:
+        time.sleep(0.5)
+        for port in set(by_port) - open_at(replica.port):
             times.append(time.monotonic() - started)
-            poll.unregister(number)
-            del by_number[number]
-        for connection in by_number.values() if drip else ():
+            del by_port[port]
+        for connection in by_port.values() if drip else ():
             with contextlib.suppress(OSError):
                 connection.send(drip)
     return times
@@ -103,7 +111,7 @@ def be_slow(replica: Replica, figures: Figures, *, kind: str, count: int, limit_
     alone = offer(replica.port, GOLDEN_BODY, rate=RATE, seconds=3)
     with connected(replica.port, count, begin) as connections:
         with offering(replica.port, GOLDEN_BODY, rate=RATE, seconds=min(limit_s, 8)) as generator:
-            times = closing_times(connections, drip=drip, limit_s=limit_s + 0.5)
+            times = closing_times(replica, connections, drip=drip, limit_s=limit_s + 0.5)
             beside = generator.outcome()
         figures(
             closed=f"{len(times)} of {count}",
@@ -143,12 +151,12 @@ def test_a_service_with_patience_is_found(figures: Figures) -> None:
 
 
 def flood(replica: Replica) -> tuple[int, int]:
-    """Sends 32 MiB of headers, and returns how much was taken and the status of the answer, 0 for none."""
+    """Sends 8 MiB of headers, and returns how much was taken and the status of the answer, 0 for none."""
     line, taken = b"X-Flood: " + b"a" * 8000 + b"\r\n", 0
     with socket.create_connection(("127.0.0.1", replica.port), timeout=2) as connection:
         try:
             connection.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n")
-            for _ in range(4096):
+            for _ in range(1000):
                 connection.sendall(line)
                 taken += len(line)
         except OSError:
@@ -160,16 +168,16 @@ def flood(replica: Replica) -> tuple[int, int]:
     return taken, int(answer[9:12]) if answer else 0
 
 
-def flood_often(replica: Replica, figures: Figures) -> None:
+def flood_often(replica: Replica, figures: Figures, *, times: int = 20) -> None:
     before = replica.resident_bytes()
     replica.forget_peak()
-    found = [flood(replica) for _ in range(20)]
+    found = [flood(replica) for _ in range(times)]
     growth = replica.peak_bytes() - before
     statuses = sorted({status for _, status in found})
     figures(most_taken_mib=max(found)[0] / 2**20, statuses=statuses, growth_mib=growth / 2**20)
     assert set(statuses) <= {0, 431}, f"a flood of headers was answered with {statuses}"
     assert growth <= 4 << 20, f"a flood of headers took {growth >> 20} MiB"
-    assert max(found)[0] < 32 << 20, "32 MiB of headers were read"
+    assert max(found)[0] < 8_000_000, "8 MB of headers were read"
 
 
 def test_a_flood_of_headers_is_refused_before_it_takes_memory(replica: Replica, figures: Figures) -> None:
@@ -178,7 +186,7 @@ def test_a_flood_of_headers_is_refused_before_it_takes_memory(replica: Replica, 
 
 def test_a_service_that_reads_endless_headers_is_found(figures: Figures) -> None:
     with serving("endless_headers", is_unharmed=False) as endless, pytest.raises(AssertionError, match="of headers"):
-        flood_often(endless, figures)
+        flood_often(endless, figures, times=2)
 
 
 def test_a_hundred_pipelined_requests_are_answered_in_order(replica: Replica) -> None:
@@ -231,16 +239,14 @@ SMUGGLING = {
     "chunk-size-wraps": request(b"Transfer-Encoding: chunked", body=b"10000000000000000\r\n\r\n"),
     "chunk-size-with-a-blank": request(b"Transfer-Encoding: chunked", body=b"5 \r\nhello\r\n0\r\n\r\n"),
     "chunk-longer-than-said": request(b"Transfer-Encoding: chunked", body=b"5\r\nhelloXX0\r\n\r\n"),
+    "length-in-the-trailers": request(b"Transfer-Encoding: chunked", body=b"0\r\nContent-Length: 99\r\n\r\n"),
     "chunk-extension-of-a-line-feed": request(b"Transfer-Encoding: chunked", body=b"5;a\nhello\r\n0\r\n\r\n"),
 }
 PLAIN = {
     "a-get-with-a-body": (request(b"Content-Length: 5", body=b"hello", line=b"GET /first HTTP/1.1"), 2),
     "equal-lengths": (request(b"Content-Length: 5", b"X: a", body=b"hello"), 2),
     "chunks": (request(b"Transfer-Encoding: chunked", body=b"5\r\nhello\r\n0\r\n\r\n"), 2),
-    "a-length-in-the-trailers": (
-        request(b"Transfer-Encoding: chunked", body=b"0\r\nContent-Length: 99\r\n\r\n"),
-        2,
-    ),
+    "a-trailer": (request(b"Transfer-Encoding: chunked", body=b"0\r\nX-Second: GET /\r\n\r\n"), 2),
 }
 
 
@@ -252,7 +258,7 @@ def answers_to(replica: Replica, sent: bytes) -> list[int]:
         with contextlib.suppress(TimeoutError, ConnectionError):
             while part := connection.recv(1 << 16):
                 received += part
-    return [int(status) for status in re.findall(rb"^HTTP/1\.1 (\d\d\d)", received, re.MULTILINE)]
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d\d\d) ", received)]
 
 
 def smuggle(replica: Replica, figures: Figures) -> None:
