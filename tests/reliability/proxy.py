@@ -27,13 +27,13 @@ class Proxy:
         self._fault = fault
         self._chance = random.Random(3)
         self._loop = asyncio.new_event_loop()
+        self._writers: list[asyncio.StreamWriter] = []
         self._thread = threading.Thread(target=self._loop.run_forever)
         self.port = 0
 
     def __enter__(self) -> Self:
         self._thread.start()
-        server = self._run(asyncio.start_server(self._pass_on, "127.0.0.1", 0))
-        self.port = server.sockets[0].getsockname()[1]
+        self._run(self._begin())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -42,23 +42,32 @@ class Proxy:
         self._thread.join()
         self._loop.close()
 
-    def _run(self, work: Coroutine[object, object, asyncio.Server]) -> asyncio.Server:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+    def _run(self, work: Coroutine[object, object, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
 
-    async def _end(self) -> asyncio.Server:
+    async def _begin(self) -> None:
+        self._server = await asyncio.start_server(self._pass_on, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _end(self) -> None:
+        self._server.close()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        return await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, start_serving=False)
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.sleep(0.01)  # the transports close their sockets in the loop's next turns
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self._writers.append(writer)
         first, fault = self.connections, self._fault()
         ports = [self.ports[(first + turn) % len(self.ports)] for turn in range(len(self.ports))]
         for port in ports:
             with contextlib.suppress(OSError):
                 other_reader, other_writer = await asyncio.open_connection("127.0.0.1", port)
+                self._writers.append(other_writer)
                 break
         else:
             _reset(writer)
@@ -74,7 +83,10 @@ class Proxy:
             await asyncio.gather(there, back, return_exceptions=True)
             is_cut = fault == "reset" and limit is not None
             for end in (writer, other_writer):
-                _reset(end) if is_cut else end.close()
+                if is_cut:
+                    _reset(end)
+                else:
+                    end.close()
 
     async def _pump(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fault: Fault, limit: int | None
