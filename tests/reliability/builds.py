@@ -18,7 +18,6 @@ import torch
 
 from service import server as lifecycle
 from service.api import body, cross_entropy, health, problems, protocol
-from service.api.middleware import problem_answers
 from service.engine import batch_plan, batcher, device
 from service.engine.admission import Admission, Reservation
 from service.engine.batcher import Batcher, DeviceRows
@@ -35,11 +34,17 @@ def build(change: Callable[[], None]) -> Callable[[], None]:
     return change
 
 
+def replace(owner: object, name: str, new: object) -> Any:
+    """Puts something in the place of what an owner has by that name, and returns that."""
+    old = getattr(owner, name)
+    setattr(owner, name, new)
+    return old
+
+
 def _change_kernel(changed: Callable[[Kernel, dict[str, Any]], dict[str, torch.Tensor]]) -> None:
     """Puts something around the kernel, which then always runs in the device's thread."""
-    plain: Kernel = device.cross_entropy
-    device.cross_entropy = lambda **arguments: changed(plain, arguments)  # type: ignore[assignment]
-    device.TINY_ELEMENTS = 0
+    plain: Kernel = replace(device, "cross_entropy", lambda **arguments: changed(plain, arguments))
+    replace(device, "TINY_ELEMENTS", 0)
 
 
 def _is_marked(logits: torch.Tensor) -> bool:
@@ -103,13 +108,14 @@ def sticky_device() -> None:
     """After a marked request everything fails that uses the device, as with CUDA after an assertion in a kernel."""
     broken: list[bool] = []
 
-    def fail(*_: object, **__: object) -> Any:  # noqa: ANN401 - never returns
+    def fail(*_: object, **__: object) -> Any:
         raise torch.AcceleratorError("CUDA error: device-side assert triggered")
 
     def kernel(plain: Kernel, arguments: dict[str, Any]) -> dict[str, torch.Tensor]:
         if broken or _is_marked(arguments["logits"]):
             broken.append(True)
-            torch.zeros = torch.empty = torch.ones = fail
+            for name in ("zeros", "ones", "empty"):
+                replace(torch, name, fail)
             fail()
         return plain(**arguments)
 
@@ -119,14 +125,13 @@ def sticky_device() -> None:
 @build
 def mortal_batcher() -> None:
     """A marked request kills the task that runs batches."""
-    plain = Batcher._run_next
 
     async def run_next(self: Batcher) -> None:
         if any(np.any(job.evaluation.logits == MARK) for job in self._waiting):
             raise SystemError("the batcher task ends")
         await plain(self)
 
-    Batcher._run_next = run_next  # type: ignore[method-assign]
+    plain = replace(Batcher, "_run_next", run_next)
 
 
 # Guarantees switched off
@@ -135,30 +140,27 @@ def mortal_batcher() -> None:
 @build
 def errors_are_bugs() -> None:
     """Every refusal is a 500."""
-    for module in (problems, problem_answers):
-        vars(module).pop("status_of", None)
-    problems.status_of = lambda _: 500
+    replace(problems, "status_of", lambda _: 500)
 
 
 @build
 def bodies_are_kept() -> None:
     """Every body stays in memory: a leak."""
     kept: list[bytes] = []
-    plain = cross_entropy.read_body
 
-    async def read_body(*args: Any, **options: Any) -> Any:
+    async def read_body(*args: object, **options: object) -> Any:
         received = await plain(*args, **options)
         kept.append(bytes(received) + bytes(4096))
         return received
 
-    cross_entropy.read_body = read_body  # type: ignore[assignment]
+    plain = replace(cross_entropy, "read_body", read_body)
 
 
 @build
 def sloppy_parser() -> None:
     """The parser takes what two servers could read differently."""
 
-    class Sloppy(httptools.HttpRequestParser):  # type: ignore[misc]
+    class Sloppy(httptools.HttpRequestParser):
         def __init__(self, owner: object) -> None:
             super().__init__(owner)
             self.set_dangerous_leniencies(
@@ -170,69 +172,65 @@ def sloppy_parser() -> None:
                 lenient_spaces_after_chunk_size=True,
             )
 
-    plain = protocol.HttpProtocol.__init__
-
-    def init(self: protocol.HttpProtocol, *args: Any, **options: Any) -> None:
+    def init(self: protocol.HttpProtocol, *args: object, **options: object) -> None:
         plain(self, *args, **options)
         self.parser = Sloppy(self)
 
-    protocol.HttpProtocol.__init__ = init  # type: ignore[method-assign]
+    plain = replace(protocol.HttpProtocol, "__init__", init)
 
 
 @build
 def no_lingering() -> None:
     """A connection whose request is answered before it has arrived is reset."""
-    plain = protocol.HttpProtocol.on_response_complete
 
     def on_response_complete(self: protocol.HttpProtocol) -> None:
-        is_early = self.cycle is not None and self.cycle.more_body
+        is_early = self.cycle.more_body
         plain(self)
         if is_early:
             found = self.transport.get_extra_info("socket")
             found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.transport.abort()
 
-    protocol.HttpProtocol.on_response_complete = on_response_complete  # type: ignore[method-assign]
+    plain = replace(protocol.HttpProtocol, "on_response_complete", on_response_complete)
 
 
 @build
 def hasty() -> None:
     """The limits of time, shorter."""
-    body.GRACE_S = 1.0
-    protocol.READ_INTERVAL_S = 1.0
+    replace(body, "GRACE_S", 1.0)
+    replace(protocol, "READ_INTERVAL_S", 1.0)
 
 
 @build
 def endless_headers() -> None:
     """No bound on headers."""
-    protocol.MAX_HEADER_BYTES = 1 << 40
+    replace(protocol, "MAX_HEADER_BYTES", 1 << 40)
 
 
 @build
 def patience() -> None:
     """No bound on the time a client takes to send or to read."""
-    body.GRACE_S = 1e6
-    protocol.READ_INTERVAL_S = 1e6
+    replace(body, "GRACE_S", 1e6)
+    replace(protocol, "READ_INTERVAL_S", 1e6)
 
 
 @build
 def nothing_released() -> None:
     """What a request reserved stays reserved."""
-    Reservation.release = lambda self: None  # type: ignore[method-assign]
+    replace(Reservation, "release", lambda _: None)
 
 
 @build
 def computed_for_nobody() -> None:
     """Nothing is dropped from the queue."""
-    plain = batch_plan.Waiting.next_batch
 
-    def next_batch(self: Any, now: float, **options: Any) -> Any:  # noqa: ANN401 - as it is called
+    def next_batch(self: object, now: float, **options: bool) -> Any:
         del now
         return plain(self, -math.inf, **options)
 
-    batch_plan.Waiting.next_batch = next_batch  # type: ignore[method-assign]
-    batcher.Job.is_abandoned = property(lambda _: False)  # type: ignore[assignment,method-assign]
-    Batcher._run = _run_expired_too  # type: ignore[method-assign]
+    plain = replace(batch_plan.Waiting, "next_batch", next_batch)
+    replace(batcher.Job, "is_abandoned", property(lambda _: False))
+    replace(Batcher, "_run", _run_expired_too)
 
 
 async def _run_expired_too(self: Batcher, jobs: Sequence[batcher.Job], closed_by: batch_plan.ClosedBy) -> None:
@@ -255,17 +253,15 @@ def everybody_fails() -> None:
         else:
             self._deliver(jobs, result, started, closed_by)
 
-    Batcher._run = run  # type: ignore[method-assign]
+    replace(Batcher, "_run", run)
 
 
 @build
 def company_shows() -> None:
     """The result of a row depends on the batch it is in."""
 
-    plain = TorchDevice.compute
-
     def compute(self: TorchDevice, evaluations: Sequence[Evaluation]) -> DeviceRows:
-        found = plain(self, evaluations)
+        found: DeviceRows = plain(self, evaluations)
         if len(evaluations) == 1:
             return found
         nudged = {
@@ -274,23 +270,22 @@ def company_shows() -> None:
         }
         return dataclasses.replace(found, rows=nudged)
 
-    TorchDevice.compute = compute  # type: ignore[method-assign]
+    plain = replace(TorchDevice, "compute", compute)
 
 
 @build
 def everything_admitted() -> None:
     """No bound on the queue."""
-    Admission.check_queue = lambda self, wire, size, *, remaining_s: None  # type: ignore[method-assign,assignment,misc]
+    replace(Admission, "check_queue", lambda *_, **__: None)
 
 
 @build
 def slow_upload_is_work() -> None:
     """A body counts as waiting work while it is on its way."""
-    plain_reserve, plain_release = Admission.reserve, Reservation.release
     works: dict[int, float] = {}
 
     def reserve(self: Admission, wire: Any, content_length: int) -> Reservation:
-        reservation = plain_reserve(self, wire, content_length)
+        reservation: Reservation = plain_reserve(self, wire, content_length)
         works[id(reservation)] = self.enter(wire, content_length)
         self.queue_s += content_length * 1e-8
         return reservation
@@ -300,17 +295,18 @@ def slow_upload_is_work() -> None:
             self.admission.leave(works.pop(id(self)))
         plain_release(self)
 
-    Admission.reserve, Reservation.release = reserve, release  # type: ignore[method-assign]
+    plain_reserve = replace(Admission, "reserve", reserve)
+    plain_release = replace(Reservation, "release", release)
 
 
 @build
 def abrupt() -> None:
     """SIGTERM ends the process at once."""
-    lifecycle.Server.handle_exit = lambda self, sig, frame: os._exit(0)  # type: ignore[method-assign,assignment]
+    replace(lifecycle.Server, "handle_exit", lambda *_: os._exit(0))
 
 
 @build
 def always_alive() -> None:
     """Liveness and readiness say yes, whatever happens."""
-    health.Health.is_alive = property(lambda self: True)  # type: ignore[method-assign,assignment]
-    health.Health.is_ready = property(lambda self: True)  # type: ignore[method-assign,assignment]
+    replace(health.Health, "is_alive", property(lambda _: True))
+    replace(health.Health, "is_ready", property(lambda _: True))

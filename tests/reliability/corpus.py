@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from service.errors import ServiceError
 from tests.api.test_attacks import BROKEN_KEYS, NESTING
-from tests.api.test_errors import INVALID, ONE_ROW, RAGGED, TENSORS, UNKNOWN_NAMES, GOOD_TENSOR
+from tests.api.test_errors import GOOD_TENSOR, INVALID, ONE_ROW, RAGGED, TENSORS, UNKNOWN_NAMES
 from tests.api.test_malformed_json import GOOD, INTEGERS, LONG_NUMBERS, MALFORMED, with_logit
 from tests.calls import BINARY, EXAMPLE, JSON
 from tests.unit.wire.test_safetensors_body import HOSTILE, a_file, entry
@@ -34,7 +34,7 @@ OPTIONS: Final[Mapping[str, Any]] = {
     "weight": [1, 1, 1],
     "sample_weight": [1],
 }
-NEVER: Final = ("", "x", -1.5, 1e400, 2**70, True, [], [[]], {}, {"a": 1}, ["loss", 1], [None], "NaN")
+NEVER: Final[tuple[Any, ...]] = ("", "x", -1.5, 1e400, 2**70, True, [], [[]], {}, {"a": 1}, ["loss", 1], [None], "NaN")
 """Values of which no option takes any, but for those named in `TAKEN`."""
 TAKEN: Final = {"grad_output=-1.5"}
 
@@ -89,12 +89,12 @@ def _options() -> Iterator[Wrong]:
 
 def _elements() -> Iterator[Wrong]:
     """Every array with elements that are no numbers of its kind, at its first, a middle and its last place."""
-    arrays = {"logits": ([[1.0, 2.0, 3.0]] * 3, "[[{}]]"), "labels": ([0, 1, 2], ""), "sample_weight": ([1, 1, 1], "")}
-    for field, (values, _) in arrays.items():
+    arrays: dict[str, list[Any]] = {"logits": [[1.0, 2.0, 3.0]] * 3, "labels": [0, 1, 2], "sample_weight": [1, 1, 1]}
+    for field, values in arrays.items():
         for element in ('"3"', '"nan"', "true", "null", "{}", "[]", "[1]", "1e400", '""', "[[[]]]"):
             for place in range(3):
                 fields: dict[str, Any] = {"logits": [[1.0, 2.0, 3.0]] * 3, "labels": [0, 1, 2]}
-                changed: list[Any] = [*values]
+                changed: list[Any] = list(values)
                 changed[place] = [1.0, "@", 3.0] if field == "logits" else "@"
                 text = json.dumps({**fields, field: changed}).replace('"@"', element)
                 yield Wrong(f"{field}[{place}]={element}", text.encode(), JSON)

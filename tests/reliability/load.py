@@ -17,7 +17,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import uvloop
 
@@ -263,7 +263,7 @@ async def _offer(run: _Run) -> tuple[float, float]:
             due += run.chance.expovariate(plan.rate)
         await asyncio.sleep(0)
     give_up_at = time.perf_counter() + plan.grace_s
-    while not run.is_done and time.perf_counter() < give_up_at:
+    while not run.is_done and time.perf_counter() < give_up_at:  # noqa: ASYNC110 - it must not cost the hot path
         await asyncio.sleep(0.01)
     return begun + plan.warmup_s, end
 
@@ -295,7 +295,7 @@ def measure(plan: Plan) -> Offered:
 class Offer:
     """A generator at work in a process of its own."""
 
-    def __init__(self, port: int, body: bytes, *, path: str, expected: bytes = b"", **options: object) -> None:
+    def __init__(self, port: int, body: bytes, *, path: str, expected: bytes = b"", **options: Any) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="losseval-load-")
         folder = Path(self._folder.name)
         (folder / "body").write_bytes(body)
@@ -333,7 +333,7 @@ class Offer:
         return found
 
 
-def offer(port: int, body: bytes, *, path: str = "/v1/cross-entropy", **options: object) -> Offered:
+def offer(port: int, body: bytes, *, path: str = "/v1/cross-entropy", **options: Any) -> Offered:
     """Offers the load of a `Plan` with these options, and returns what became of it."""
     with Offer(port, body, path=path, **options) as generator:
         return generator.outcome()
@@ -353,7 +353,7 @@ def saturate(
 
 
 @contextlib.contextmanager
-def offering(port: int, body: bytes, *, path: str = "/v1/cross-entropy", **options: object) -> Iterator[Offer]:
+def offering(port: int, body: bytes, *, path: str = "/v1/cross-entropy", **options: Any) -> Iterator[Offer]:
     """Offers the load while the block runs."""
     with Offer(port, body, path=path, **options) as generator:
         yield generator

@@ -5,9 +5,10 @@ import http.client
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.servers import Launch, Server, running
 from tests.calls import EXAMPLE, GOLDEN_LOSS, JSON, PATH
@@ -108,7 +109,7 @@ def check_golden(content: bytes) -> None:
 
 @contextlib.contextmanager
 def serving(
-    build: str = "-", *, python: tuple[str, ...] = (), is_unharmed: bool = True, **settings: object
+    build: str = "-", *, python: tuple[str, ...] = (), is_unharmed: bool = True, **settings: Any
 ) -> Iterator[Replica]:
     """Runs the service, as it is or as a build, for the block, and checks at its end that it is unharmed."""
     given = flags({"device": "cpu", "threads": 1, "log_level": "warning", **settings})
@@ -134,13 +135,12 @@ def total(counters: Mapping[str, float], name: str, *having: str) -> float:
     )
 
 
-def wait_until(is_so: object, *, seconds: float, what: str) -> float:
+def wait_until(is_so: Callable[[], bool], *, seconds: float, what: str) -> float:
     """Waits until a condition holds, and returns how long that took.
 
     Raises:
         AssertionError: It did not become true in time.
     """
-    assert callable(is_so)
     started = time.monotonic()
     while not is_so():
         waited = time.monotonic() - started

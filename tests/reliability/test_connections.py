@@ -108,9 +108,9 @@ SLOW = {
 def be_slow(replica: Replica, figures: Figures, *, kind: str, count: int, limit_s: float) -> None:
     """Opens slow connections beside a quick client, and waits until all of them are closed."""
     begin, drip, _, _ = SLOW[kind]
-    alone = offer(replica.port, GOLDEN_BODY, rate=RATE, seconds=3)
+    alone = offer(replica.port, GOLDEN_BODY, rate=RATE, seconds=min(limit_s, 3) / 2, warmup_s=0.2)
     with connected(replica.port, count, begin) as connections:
-        with offering(replica.port, GOLDEN_BODY, rate=RATE, seconds=min(limit_s, 8)) as generator:
+        with offering(replica.port, GOLDEN_BODY, rate=RATE, seconds=min(limit_s, 8) / 2, warmup_s=0.2) as generator:
             times = closing_times(replica, connections, drip=drip, limit_s=limit_s + 0.5)
             beside = generator.outcome()
         figures(
@@ -144,7 +144,7 @@ def test_a_service_with_patience_is_found(figures: Figures) -> None:
         serving("patience", is_unharmed=False) as patient,
         pytest.raises(AssertionError, match="still open"),
     ):
-        be_slow(patient, figures, kind="body", count=5, limit_s=4)
+        be_slow(patient, figures, kind="body", count=5, limit_s=3)
 
 
 # Endless

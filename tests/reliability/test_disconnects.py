@@ -4,6 +4,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -100,7 +101,7 @@ def is_empty(replica: Replica) -> bool:
     return all(counters[name] <= (name == "http_requests_in_flight") for name in GAUGES)
 
 
-SETTINGS = {"max_batch_requests": 4, "max_inflight_bytes": 1200 << 20, "max_queue_ms": 20_000}
+SETTINGS: dict[str, Any] = {"max_batch_requests": 4, "max_inflight_bytes": 1200 << 20, "max_queue_ms": 20_000}
 """Room for those who are there at once, and not for those who have gone."""
 COUNTS = [pytest.param(100, id="100"), pytest.param(1000, id="1000", marks=pytest.mark.reliability)]
 
@@ -122,6 +123,6 @@ def test_who_goes_leaves_nothing_behind(phase: str, count: int, replica_of_all: 
 def test_a_service_that_keeps_reservations_is_found(figures: Figures) -> None:
     with (
         serving("fixed_device,nothing_released", is_unharmed=False, **SETTINGS) as replica,
-        pytest.raises(AssertionError, match="the neighbour got|not given back"),
+        pytest.raises(AssertionError, match=r"the neighbour got|not given back"),
     ):
         leave_often(replica, figures, phase="in-body", count=100)

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -32,7 +33,8 @@ def wedge(replica: Replica, figures: Figures, *, noticed_s: float) -> None:
     replies: list[Reply] = []
 
     def send(body: bytes) -> None:
-        replies.append(exchange(replica.port, body, timeout_s=90))
+        with suppress(OSError, http.client.HTTPException):
+            replies.append(exchange(replica.port, body, timeout_s=90))
 
     threads = [threading.Thread(target=send, args=(body,), daemon=True) for body in [MARKED] + [GOLDEN_BODY] * 5]
     started = time.monotonic()
@@ -54,6 +56,8 @@ def wedge(replica: Replica, figures: Figures, *, noticed_s: float) -> None:
         assert exchange(replica.port, GOLDEN_BODY).status == 503, "more work is taken"
     finally:
         replica.process.kill()
+        for thread in threads:
+            thread.join()
 
 
 @pytest.mark.reliability
@@ -85,7 +89,9 @@ def crowd_out(replica: Replica, figures: Figures) -> None:
     with ThreadPoolExecutor(20) as pool:
         replies = list(pool.map(lambda size: exchange(replica.port, rows(size)), sizes))
     found = Counter((size > DEVICE_ROWS, reply.status) for size, reply in zip(sizes, replies, strict=True))
-    figures(fits={s: n for (big, s), n in found.items() if not big}, too_big={s: n for (big, s), n in found.items() if big})
+    figures(
+        fits={s: n for (big, s), n in found.items() if not big}, too_big={s: n for (big, s), n in found.items() if big}
+    )
     assert {status for big, status in found if not big} == {200}, "a neighbour was refused"
     assert {status for big, status in found if big} == {503}, "what can't fit is not refused as such"
     refused = next(reply for size, reply in zip(sizes, replies, strict=True) if size > DEVICE_ROWS)

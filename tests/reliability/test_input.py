@@ -11,7 +11,7 @@ import pytest
 from tests.api.test_raw_socket import head, read_response
 from tests.reliability.conftest import Figures
 from tests.reliability.corpus import GOOD_BODIES, HAND_MADE, Wrong, mutations, prefixes
-from tests.reliability.replicas import Reply, Replica, exchange, serving
+from tests.reliability.replicas import Replica, Reply, exchange, serving
 
 LONGEST_S = 2.0
 GROWTH_BYTES = 5 << 20
@@ -64,7 +64,8 @@ def send_wrong(conversation: Conversation, wrong: Wrong) -> None:
 def send_everything(replica: Replica, figures: Figures, *, mutated: int) -> None:
     """All of it twice: what the first round taught the allocator is no leak of the second."""
     corpus = [*HAND_MADE, *prefixes()]
-    resident = []
+    resident: list[int] = []
+    accepted = 0
     with closing(Conversation(replica)) as conversation:
         for _ in range(2):
             accepted = 0
