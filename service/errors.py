@@ -178,7 +178,7 @@ class Draining(Unavailable):
 
 
 class NotReady(Unavailable):
-    """The service is starting."""
+    """The service is not ready."""
 
 
 class InsufficientDeviceMemory(Unavailable):

@@ -40,6 +40,29 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 64 << 20)
 
 
+class WatchedFile:
+    """A file to read again when it changes; by looking, since the symlinks of a Kubernetes volume evade inotify."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._seen: tuple[int, int, int] | None = None
+
+    def changed(self) -> bytes | None:
+        """Returns the content at the first call and after each change, else None.
+
+        Raises:
+            OSError: It can't be read; the next call tries again.
+        """
+        # Looked at before it is read: what changes in between is found by the next look.
+        status = self.path.stat()
+        seen = (status.st_mtime_ns, status.st_ino, status.st_size)
+        if seen == self._seen:
+            return None
+        content = self.path.read_bytes()
+        self._seen = seen
+        return content
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text().strip()

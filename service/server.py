@@ -1,9 +1,15 @@
-"""uvicorn's server with the lifecycle of a replica behind a load balancer."""
+"""uvicorn's server with the lifecycle of a replica behind a load balancer.
+
+The exit status is 0 after SIGTERM or SIGINT; 1 when the address or the device can't be had, 2 for a wrong setting, 3
+when the warm-up fails; 70 when the device was lost or hangs; 130 when a second SIGINT forced the end.
+"""
 
 import asyncio
+import os
 import signal
 import socket
 from types import FrameType
+from typing import cast
 
 import uvicorn
 
@@ -12,11 +18,17 @@ from .api.protocol import HttpProtocol
 from .app import Application
 from .settings import Settings
 
+EXIT_FAILED = os.EX_SOFTWARE
+EXIT_FORCED = 128 + signal.SIGINT
+LOST_TIMEOUT_S = 5
+"""To answer those who wait, when nothing will be computed any more."""
+
 
 class Server(uvicorn.Server):
     """Drains on SIGTERM: not ready at once, serving for the delay, then finishing what was accepted.
 
-    A second SIGTERM changes nothing. SIGINT skips the delay, and a second one forces the end.
+    A second SIGTERM changes nothing. SIGINT skips the delay, and a second one forces the end. When the device is lost,
+    the server ends by itself.
     """
 
     def __init__(self, config: uvicorn.Config, health: Health, *, drain_delay_s: float) -> None:
@@ -24,6 +36,18 @@ class Server(uvicorn.Server):
         self._health = health
         self._drain_delay_s = drain_delay_s
         self._is_interrupted = False
+
+    @property
+    def exit_status(self) -> int:
+        """What the process should tell whoever started it."""
+        if self.force_exit:
+            return EXIT_FORCED
+        return EXIT_FAILED if self._health.batcher.has_failed else 0
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the device still has a batch, whose thread Python would wait for."""
+        return self._health.batcher.is_running
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handles SIGTERM and SIGINT; unlike uvicorn, doesn't raise them again: a wanted end is exit status 0."""
@@ -35,20 +59,63 @@ class Server(uvicorn.Server):
             asyncio.get_running_loop().call_later(self._drain_delay_s, self._stop)
         self._health.is_draining = True
 
+    async def on_tick(self, counter: int) -> bool:
+        """Ends the server, too, when the device is lost."""
+        if self._health.is_lost:
+            self._health.is_draining = self.should_exit = True
+            self.config.timeout_graceful_shutdown = LOST_TIMEOUT_S
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stops accepting, and finishes whatever had been sent by then: uvicorn drops what it hasn't read yet."""
+        # With TLS, nothing can have been sent on a connection that was not accepted.
+        listeners = [] if self.config.is_ssl else sockets or []
+        accepted = [connection for listener in listeners for connection in _backlog(listener)]
+        for server in self.servers:
+            server.close()
+        loop = asyncio.get_running_loop()
+        for connection in accepted:
+            await loop.connect_accepted_socket(self._protocol, connection)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # once around the loop: what lies in the sockets is read
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        kind = cast(type[HttpProtocol], self.config.http_protocol_class)
+        return kind(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
     def _stop(self) -> None:
         self.should_exit = True
 
 
-def bind(settings: Settings) -> socket.socket:
-    """Takes the address, before anything slow happens; it is listened on when the service is ready.
+def _backlog(listener: socket.socket) -> list[socket.socket]:
+    """Accepts the connections that the kernel has; it would reset them when the listener is closed."""
+    connections = []
+    while True:
+        try:
+            connections.append(listener.accept()[0])
+        except OSError:  # there are no more, or no more descriptors
+            return connections
+
+
+def bind(settings: Settings) -> list[socket.socket]:
+    """Takes the addresses, before anything slow happens; they are listened on when the service is ready.
 
     Raises:
-        OSError: It is in use, or not an address of this machine.
+        OSError: One is in use, or not an address of this machine; its `filename` says which.
     """
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    ports = [settings.port] if settings.metrics_port is None else [settings.port, settings.metrics_port]
+    return [_bind(settings.host, port) for port in ports]
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.bind((settings.host, settings.port))
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        error.filename = f"{host}:{port}"
+        raise
     return bound
 
 

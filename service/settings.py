@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator
@@ -14,7 +15,10 @@ MIB = 1 << 20
 
 
 class Settings(BaseSettings):
-    """Cross-entropy over HTTP. Every flag is also an environment variable: --max-queue-ms is LOSSEVAL_MAX_QUEUE_MS."""
+    """Cross-entropy over HTTP. Every flag is also an environment variable: --max-queue-ms is LOSSEVAL_MAX_QUEUE_MS.
+
+    Subcommand: `baseline` prints an entry of --models-file from reference data (`baseline --help`).
+    """
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -64,6 +68,16 @@ class Settings(BaseSettings):
     shutdown_timeout: int = Field(
         25, ge=1, le=3600, description="Seconds to finish what was accepted; below Kubernetes' 30 s before it kills."
     )
+    models_file: Path | None = Field(
+        None, description="YAML file that declares models, whose losses are then counted; read again when it changes."
+    )
+    metrics_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="Port for /metrics alone, which is on PORT by default, and then no longer.",
+    )
+    commit: str = Field("", max_length=64, description="Source revision, for build_info; the image knows its own.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="The least severe messages logged; requests are info."
     )

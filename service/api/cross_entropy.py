@@ -11,9 +11,12 @@ from starlette.types import Receive, Scope, Send
 from ..dtypes import Array, Buffer
 from ..engine.admission import BYTES_RESERVED, Admission, Reservation, Wire
 from ..engine.evaluator import Evaluated, Evaluator, off_loop_if
+from ..engine.monitor import Monitor
 from ..errors import NotReady
 from ..loss.evaluation import answer_size, working_bytes
 from ..loss.options import LossOptions
+from ..telemetry.model_metrics import ModelMetrics
+from ..telemetry.models import Source
 from ..telemetry.record import RequestRecord
 from ..wire import json_body, safetensors_body
 from .body import ClientGone, Interruption, abandoned_when_gone, read_body
@@ -21,7 +24,7 @@ from .health import Health
 from .middleware.observation import record_of
 from .negotiation import JSON, BodyLimits, Head
 from .query import move_grad_output, read_query, refuse_query
-from .schemas import SCALAR_FIELDS, Encoding, parse_options
+from .schemas import SCALAR_FIELDS, Encoding, Origin, parse_options, take_origin
 
 Payload = tuple[int, Iterator[Buffer]]
 """The length of an answer, and its parts in order."""
@@ -33,8 +36,19 @@ JOINED_BYTES = 1 << 16
 class CrossEntropy:
     """The endpoint, as plain ASGI: nothing stands between the socket and the arrays."""
 
-    def __init__(self, evaluator: Evaluator, admission: Admission, limits: BodyLimits, health: Health) -> None:
+    def __init__(  # noqa: PLR0913 - what it leads to
+        self,
+        evaluator: Evaluator,
+        *,
+        admission: Admission,
+        limits: BodyLimits,
+        health: Health,
+        monitor: Monitor[Source],
+        models: ModelMetrics,
+    ) -> None:
         self._evaluator = evaluator
+        self._monitor = monitor
+        self._models = models
         self._admission = admission
         self._limits = limits
         self._health = health
@@ -49,6 +63,8 @@ class CrossEntropy:
         try:
             payload = await self._answer(scope, receive, head, record, reservation)
             await _send(send, payload, head.answer, record)
+            if self._monitor.is_due:
+                await self._monitor.settle()
         except ClientGone:
             record.gone_in = "evaluation" if record.received_bytes else "body"
         finally:
@@ -58,8 +74,8 @@ class CrossEntropy:
         """Reserves the bytes the request can cost, from its headers alone; what doesn't say its length, as it comes."""
         announced = head.content_length or 0
         self._limits.check(head.wire, announced)
-        if not self._health.is_warm:
-            raise NotReady("The service is warming up; /readyz tells when it is ready.")
+        if not (self._health.is_warm and self._health.is_alive):
+            raise NotReady("The service is starting, or its device failed; /readyz tells when it is ready.")
         self._admission.check_queue(head.wire, announced, remaining_s=head.timeout_s)
         return self._admission.reserve(head.wire, announced)
 
@@ -100,6 +116,8 @@ class CrossEntropy:
 
     async def _evaluate(self, request: "_Request", head: Head, record: RequestRecord, deadline: float) -> Payload:
         evaluated = await self._evaluator.evaluate(request.arrays, request.options, deadline=deadline)
+        if request.origin is not None:
+            self._count(evaluated, request.origin, record)
         computed = time.perf_counter()
         payload = await off_loop_if(request.numbers, lambda: _encode(evaluated, head.answer, request.encoding))
         decode_s = request.decode_s + evaluated.validate_s
@@ -109,6 +127,16 @@ class CrossEntropy:
         self._admission.observe(head.wire, request.size, work_s)
         return payload
 
+    def _count(self, evaluated: Evaluated, origin: Origin, record: RequestRecord) -> None:
+        source = self._models.source(
+            origin,
+            classes=evaluated.evaluation.classes,
+            samples=evaluated.answer.count,
+            request_id=record.request_id if record.is_named else None,
+        )
+        if source is not None:
+            self._monitor.note(evaluated.evaluation, source)
+
 
 @dataclass(frozen=True, slots=True)
 class _Request:
@@ -117,6 +145,7 @@ class _Request:
     arrays: dict[str, Array]
     options: LossOptions
     encoding: Encoding
+    origin: Origin | None
     size: int
     numbers: int
     bytes_needed: int
@@ -132,12 +161,14 @@ class _Request:
             scalars = read_query(query_string)
             arrays = safetensors_body.decode(body)
             move_grad_output(scalars, arrays)
+        origin = take_origin(scalars)
         options, encoding = parse_options(scalars)
         numbers, needed = 0, len(body)
         if "logits" in arrays:
             numbers = answer_size(arrays["logits"].shape, options)
             needed += working_bytes(arrays["logits"], options, numbers)
-        return cls(arrays, options, encoding, len(body), numbers, needed, time.perf_counter() - started)
+        decode_s = time.perf_counter() - started
+        return cls(arrays, options, encoding, origin, len(body), numbers, needed, decode_s)
 
 
 async def _send(send: Send, payload: Payload, media_type: str, record: RequestRecord) -> None:

@@ -18,7 +18,7 @@ from . import cross_entropy
 from .negotiation import JSON, OCTETS, SAFETENSORS
 from .problems import MEDIA_TYPE, PROBLEMS
 from .query import PARAMETERS
-from .schemas import CrossEntropyRequest, CrossEntropyResponse, Options, Problem
+from .schemas import CrossEntropyRequest, CrossEntropyResponse, Options, Origin, Problem
 
 _STATIC = Path(__file__).parent / "static"
 _ASSETS = frozenset(path.name for path in _STATIC.iterdir())
@@ -113,7 +113,8 @@ def add_cross_entropy(app: FastAPI, endpoint: ASGIApp) -> None:
 def _query_parameters() -> list[dict[str, Any]]:
     """Returns OpenAPI's parameters for the options of a binary request."""
     number = {"type": "number", "description": "Upstream gradient, a number; an array of them is a tensor of the body."}
-    fields = Options.model_json_schema()["properties"] | {"grad_output": number}
+    options = Options.model_json_schema()["properties"] | Origin.model_json_schema()["properties"]
+    fields = options | {"grad_output": number}
     for schema in fields.values():  # a parameter is left out, never null
         schema.update(next((kind for kind in schema.pop("anyOf", ()) if kind != {"type": "null"}), {}))
     return [

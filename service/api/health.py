@@ -10,7 +10,10 @@ from ..engine.batcher import Batcher
 
 @dataclass(slots=True)
 class Health:
-    """The state of the process: alive while its batcher is, ready between warm-up and drain."""
+    """The state of the process: alive while its batcher is, ready between warm-up and drain.
+
+    `is_lost`: the device is, and only another process gets it back.
+    """
 
     batcher: Batcher = field(repr=False)
     is_warm: bool = False
@@ -20,6 +23,11 @@ class Health:
     def is_alive(self) -> bool:
         """Whether the process should go on; independent of load."""
         return self.batcher.is_alive
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the process should end by itself."""
+        return self.batcher.is_lost
 
     @property
     def is_ready(self) -> bool:

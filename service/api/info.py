@@ -2,7 +2,7 @@
 
 import html
 import platform
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, get_args
 
 import torch
@@ -34,8 +34,10 @@ class Info(BaseModel):
     precision: list[str] = list(get_args(Precision))
 
 
-def router(*, device: str, limits: Mapping[str, int | float], metrics: Metrics) -> APIRouter:
-    """Builds the informative routes."""
+def router(
+    *, device: str, limits: Mapping[str, int | float], metrics: Metrics, settle: Callable[[], Awaitable[None]]
+) -> APIRouter:
+    """Builds the informative routes; `settle` counts what is not in the metrics yet."""
     routes = APIRouter()
     info = Info(device=device, limits=dict(limits))
 
@@ -45,6 +47,7 @@ def router(*, device: str, limits: Mapping[str, int | float], metrics: Metrics) 
 
     @routes.get("/metrics", tags=["operations"], summary="Prometheus metrics", response_class=Response)
     async def get_metrics(request: Request) -> Response:
+        await settle()
         body, media_type = metrics.exposition(request.headers.get("accept", ""))
         return Response(body, headers={"content-type": media_type})
 

@@ -1,7 +1,7 @@
 """What the headers decide before the body is read (RFC 9110, sections 8 and 12)."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -59,26 +59,37 @@ class Head:
     timeout_s: float
 
     @classmethod
-    def of(cls, headers: Iterable[tuple[bytes, bytes]], *, timeout_s: float) -> "Head":
+    def of(cls, headers: Sequence[tuple[bytes, bytes]], *, timeout_s: float) -> "Head":
         """Reads the headers; the caller's own time-out is capped by `timeout_s`.
 
         Raises:
             InvalidHeader, UnsupportedMediaType, UnsupportedContentEncoding, NotAcceptable: In this order.
         """
-        found: dict[bytes, bytes] = {}
-        for name, value in headers:
-            found[name] = found[name] + b", " + value if name in found else value
+        found = dict(headers)
+        if len(found) < len(headers):
+            found = _combined(headers)
         if b"x-request-timeout" in found:
             timeout_s = _timeout(found[b"x-request-timeout"], timeout_s)
-        negotiated = [found.get(name, b"") for name in _NEGOTIATED]
-        is_usual = sum(map(len, negotiated)) <= _LONGEST_CACHED
-        wire, answer = (_negotiate if is_usual else _negotiate.__wrapped__)(*negotiated)
+        sent, encoded, accepted = (
+            found.get(b"content-type", b""),
+            found.get(b"content-encoding", b""),
+            found.get(b"accept", b""),
+        )
+        is_usual = len(sent) + len(encoded) + len(accepted) <= _LONGEST_CACHED
+        wire, answer = (_negotiate if is_usual else _negotiate.__wrapped__)(sent, encoded, accepted)
         # Transfer-Encoding overrides Content-Length (RFC 9112, section 6.3).
         length = None if b"transfer-encoding" in found else found.get(b"content-length")
         return cls(wire, answer, None if length is None else int(length), timeout_s)
 
 
-_NEGOTIATED = (b"content-type", b"content-encoding", b"accept")
+def _combined(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Joins the values of repeated headers by commas (RFC 9110, section 5.3)."""
+    found: dict[bytes, bytes] = {}
+    for name, value in headers:
+        found[name] = found[name] + b", " + value if name in found else value
+    return found
+
+
 _LONGEST_CACHED = 512
 
 

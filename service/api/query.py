@@ -8,7 +8,7 @@ import orjson
 from ..dtypes import Array
 from ..errors import DuplicateField, InvalidValue, UnknownField
 from ..wire.json_errors import pointer, refuse_duplicates
-from .schemas import SCALAR_FIELDS
+from .schemas import ORIGIN_FIELDS, SCALAR_FIELDS
 
 PARAMETERS = (SCALAR_FIELDS - {"encoding"}) | {"grad_output"}
 
@@ -25,7 +25,7 @@ def read_query(query_string: bytes) -> dict[str, object]:
             detail = f"unknown query parameter; known are {', '.join(sorted(PARAMETERS))}"
             raise UnknownField.at(pointer((name[:64],)), detail)
     refuse_duplicates([name for name, _ in pairs], ())
-    return {name: text.split(",") if name == "include" else _number_or_text(text) for name, text in pairs}
+    return {name: _value(name, text) for name, text in pairs}
 
 
 def refuse_query(query_string: bytes) -> None:
@@ -54,6 +54,16 @@ def move_grad_output(options: dict[str, object], arrays: dict[str, Array]) -> No
     if not isinstance(number, int | float):
         raise InvalidValue.at("#/grad_output", "the query parameter must be a number")
     arrays["grad_output"] = np.array(number, np.float64)
+
+
+def _value(name: str, text: str) -> object:
+    if name == "include":
+        return text.split(",")
+    if name == "monitor":
+        return {"true": True, "false": False}.get(text, text)
+    if name == "predicted_at":
+        return text.replace(" ", "+")  # a blank was a plus that nobody escaped; as a separator, T serves
+    return text if name in ORIGIN_FIELDS else _number_or_text(text)
 
 
 def _number_or_text(text: str) -> object:

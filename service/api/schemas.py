@@ -3,7 +3,9 @@
 The arrays are documented here but not validated here: they go straight into numpy.
 """
 
+import re
 from collections.abc import Mapping
+from datetime import datetime
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
@@ -104,6 +106,37 @@ class Options(BaseModel):
         return LossOptions(**{**fields, "include": tuple(self.include)})
 
 
+Label = Annotated[str, Field(min_length=1, max_length=128)]
+# RFC 3339, section 5.6; fromisoformat alone would also take dates, weeks and local times.
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)")
+
+
+class Origin(BaseModel):
+    """Which model the logits come from: what the metrics count them under."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: Label | None = Field(
+        None, description="The model whose losses are counted; one that is not declared counts as `other`."
+    )
+    version: Label | None = Field(None, description="Its version.")
+    segment: Label | None = Field(None, description="The part of the traffic, e.g. a country or a client.")
+    predicted_at: datetime | None = Field(
+        None, description="When the model answered (RFC 3339); until now is the label delay."
+    )
+    monitor: bool = Field(default=True, description="False: not counted, for back-fills.")
+
+    @field_validator("predicted_at", mode="before")
+    @classmethod
+    def _is_rfc3339(cls, text: object) -> object:
+        try:
+            if isinstance(text, str) and _RFC3339.fullmatch(text):
+                return datetime.fromisoformat(text.upper())
+        except ValueError:
+            pass  # the 31st of February
+        raise ValueError("must be a time with its offset as in RFC 3339, e.g. 2026-01-31T12:00:00Z")
+
+
 def _allow_null(schema: dict[str, Any]) -> None:
     """An optional field that is null is as good as absent."""
     for name, field in schema["properties"].items():
@@ -112,7 +145,7 @@ def _allow_null(schema: dict[str, Any]) -> None:
             schema["properties"][name] = {"anyOf": [field, {"type": "null"}], **about}
 
 
-class CrossEntropyRequest(Options):
+class CrossEntropyRequest(Options, Origin):
     """Logits and labels, and what to make of them."""
 
     model_config = ConfigDict(json_schema_extra=_allow_null)
@@ -193,7 +226,24 @@ class Problem(BaseModel):
     errors_omitted: int | None = None
 
 
-SCALAR_FIELDS = frozenset(Options.model_fields)
+ORIGIN_FIELDS = frozenset(Origin.model_fields)
+SCALAR_FIELDS = frozenset(Options.model_fields) | ORIGIN_FIELDS
+
+
+def take_origin(fields: dict[str, object]) -> Origin | None:
+    """Takes the fields that say where the logits come from out of the others; None if nothing is to be counted.
+
+    Raises:
+        InvalidValue: With a pointer to each field, never its content.
+    """
+    if ORIGIN_FIELDS.isdisjoint(fields):
+        return None
+    found = {name: fields.pop(name) for name in ORIGIN_FIELDS if name in fields}
+    try:
+        origin = Origin.model_validate(found)
+    except ValidationError as error:
+        raise _translated(error) from None
+    return origin if origin.monitor and origin.model is not None else None
 
 
 def parse_options(fields: Mapping[str, object]) -> tuple[LossOptions, Encoding]:
@@ -221,7 +271,10 @@ _KINDS: dict[str, type[ServiceError]] = {"extra_forbidden": UnknownField, "missi
 def _translated(error: ValidationError) -> ServiceError:
     found = error.errors(include_url=False, include_context=False, include_input=False)
     findings = [
-        Finding("#" + "".join(f"/{part}" for part in one["loc"] if part not in {"int", "float"}), one["msg"])
+        Finding(
+            "#" + "".join(f"/{part}" for part in one["loc"] if part not in {"int", "float"}),
+            one["msg"].removeprefix("Value error, "),
+        )
         for one in found
     ]
     kind = _KINDS.get(found[0]["type"], InvalidValue)

@@ -13,7 +13,8 @@ from typing import Literal, Protocol
 from ..errors import DeadlineExceeded, Overloaded
 
 Wire = Literal["json", "binary"]
-Reason = Literal["bytes", "queue_time", "deadline"]
+Reason = Literal["bytes", "queue_time", "deadline", "draining", "not_ready", "insufficient_device_memory"]
+"""Why a request was refused though nothing is wrong with it; the last three are decided elsewhere."""
 BYTES_RESERVED: Mapping[Wire, int] = {"json": 20, "binary": 3}
 """Times Content-Length: what decoding can cost. A document of `0,0,0` takes 19 times its bytes in the parser; beside
 the logits, which stay where they arrived, gradients take as much again, or twice as much for 16-bit logits. What asks
@@ -72,6 +73,7 @@ class Reservation:
 
     admission: "Admission"
     size: int = 0
+    exceeds_budget: bool = False
 
     def cover(self, size: int) -> None:
         """Takes what is missing up to `size` bytes.
@@ -118,11 +120,17 @@ class Admission:
         Raises:
             Overloaded: It does not fit now.
         """
+        if reservation.exceeds_budget:
+            return
         others = self.inflight_bytes - reservation.size
-        # Alone, a request of any permitted size is served, however small the budget.
         if others and others + size > self.max_inflight_bytes:
             detail = f"{others} of {self.max_inflight_bytes} bytes are in use; this request needs {size}."
             raise self._refusal("bytes", detail)
+        if size > self.max_inflight_bytes:
+            # Alone, a request of any permitted size is served, however small the budget; a quarter of it remains for
+            # others, lest one slow upload shut everyone out.
+            reservation.exceeds_budget = True
+            size = self.max_inflight_bytes - self.max_inflight_bytes // 4
         self.inflight_bytes = others + size
         reservation.size = size
 
@@ -138,14 +146,34 @@ class Admission:
             raise DeadlineExceeded("The deadline passed before the request was there.")
         if not self.queued_requests:
             return
+        if self.is_full_for(wire, size):
+            raise self._refusal("queue_time", self.full_detail)
         total = self.queue_s + self._estimates[wire].seconds(size)
-        if total > self.max_queue_s:
-            detail = f"{self.queue_s:.2f} s of work wait and {self.max_queue_s:.2f} s are allowed; try again later."
-            raise self._refusal("queue_time", detail)
         if total > remaining_s:
             self._count("deadline")
-            detail = f"The answer would take {total:.2f} s, and the caller waits {max(remaining_s, 0):.2f} s more."
+            detail = f"The answer would take {total:.2f} s, and the caller waits {remaining_s:.2f} s more."
             raise DeadlineExceeded(detail)
+
+    @property
+    def is_relaxed(self) -> bool:
+        """Whether nothing at all would be refused for queue time."""
+        return self.queue_s <= self.max_queue_s / 2
+
+    def is_full_for(self, wire: Wire, size: int) -> bool:
+        """Tells whether too much work waits for a request that has to wait behind it."""
+        # Counted in full, work longer than the bound would only ever be taken by an idle server.
+        left_s = self.max_queue_s - self.queue_s
+        return self.queued_requests > 0 and left_s < min(self._estimates[wire].seconds(size), self.max_queue_s / 2)
+
+    @property
+    def full_detail(self) -> str:
+        """What a request is told that was refused for queue time."""
+        return f"As much work waits as may ({self.max_queue_s:g} s); try again later."
+
+    @property
+    def retry_after_s(self) -> int:
+        """Whole seconds until what waits now is done."""
+        return max(1, math.ceil(self.queue_s))
 
     def enter(self, wire: Wire, size: int) -> float:
         """Counts a request whose body has arrived, and returns its estimated work to be given to `leave`."""
@@ -166,7 +194,7 @@ class Admission:
 
     def _refusal(self, reason: Reason, detail: str) -> Overloaded:
         self._count(reason)
-        return Overloaded(detail, retry_after_s=max(1, math.ceil(self.queue_s)))
+        return Overloaded(detail, retry_after_s=self.retry_after_s)
 
     def _count(self, reason: Reason) -> None:
         if self.metrics is not None:

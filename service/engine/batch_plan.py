@@ -69,6 +69,13 @@ class Waiting(Generic[JobT]):
         """Puts a job behind the others of its key."""
         self._queues.setdefault(job.key, deque()).append(job)
 
+    def drop_abandoned(self) -> None:
+        """Lets go of the jobs nobody waits for, and of the memory they hold."""
+        for key, queue in list(self._queues.items()):
+            self._queues[key] = deque(job for job in queue if not job.is_abandoned)
+            if not self._queues[key]:
+                del self._queues[key]
+
     def next_batch(self, now: float, *, is_draining: bool = False) -> Batch[JobT]:
         """Takes the batch whose turn it is; its key, if jobs are left of it, goes to the back."""
         if not self._queues:

@@ -1,7 +1,7 @@
 """The shell around the plan: one task that hands batches to the device and results to those who wait."""
 
 import asyncio
-import contextlib
+import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,7 +11,16 @@ from ..errors import DeadlineExceeded, Draining, InsufficientDeviceMemory, NotRe
 from ..loss.evaluation import Evaluation
 from .batch_plan import BatchLimits, ClosedBy, Waiting
 
-EXPIRY_INTERVAL_S = 0.1
+LOOK_INTERVAL_S = 0.1
+LONGEST_LOOK_S = 1.0
+"""A pause of the whole process, which stops the looks too, says nothing about the device."""
+HUNG_AFTER_S = 10.0
+HUNG_AFTER_S_PER_ELEMENT = 1e-7
+"""The slowest outputs in the highest precision take a tenth of it on one core."""
+CLOSE_TIMEOUT_S = 2.0
+RESTART_S = 5.0
+
+_log = logging.getLogger("losseval")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +32,10 @@ class DeviceRows:
     transfer_s: float | None = None
 
 
+class DeviceLost(Exception):  # noqa: N818 - what has happened, not what is wrong with anything
+    """The device fails whatever it is given from now on; only a new process gets it back."""
+
+
 class Device(Protocol):
     """Where batches are computed."""
 
@@ -31,6 +44,7 @@ class Device(Protocol):
 
         Raises:
             InsufficientDeviceMemory: The batch does not fit.
+            DeviceLost: It will not compute anything any more.
         """
 
 
@@ -75,12 +89,15 @@ class BatchMetrics(Protocol):
     def batch(self, *, requests: int, rows: int, elements: int, closed_by: ClosedBy) -> None:
         """A batch was computed."""
 
+    def out_of_memory(self) -> None:
+        """A batch did not fit on the device."""
+
 
 class Batcher:
     """Queues evaluations and runs them in batches, one at a time.
 
     A member that makes its batch fail is found by running the members singly: only it gets the error. Out of memory
-    halves the batch.
+    halves the batch. When the device hangs or is lost, or the task dies, everyone who waits is told so.
     """
 
     def __init__(
@@ -95,37 +112,62 @@ class Batcher:
         self._watch: asyncio.Task[None] | None = None
         self._running: Sequence[Job] = ()
         self._is_draining = False
+        self._looked_at = clock()
+        self._stalled_s = 0.0
+        self._is_hung = False
+        self._has_died = False
+        self.is_lost = False
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     @property
     def is_alive(self) -> bool:
-        """Whether the task that runs batches exists and has not died."""
-        return self._task is not None and not self._task.done()
+        """Whether batches are run: the tasks exist and have not died, and the device does not hang."""
+        task, watch = self._task, self._watch
+        has_tasks = task is not None and watch is not None and not task.done() and not watch.done()
+        return has_tasks and not self._is_hung
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it ended without having been closed, or hangs."""
+        return self._has_died or self._is_hung
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the device has a batch that it has not given back."""
+        return bool(self._running)
 
     def start(self) -> None:
-        """Starts the task that runs batches."""
+        """Starts the task that runs batches, and the one that watches it."""
         loop = asyncio.get_running_loop()
         self._task = loop.create_task(self._serve(), name="batcher")
-        self._watch = loop.create_task(self._expire_regularly(), name="batcher deadlines")
+        self._watch = loop.create_task(self._look_regularly(), name="batcher watch")
 
     async def close(self) -> None:
-        """Refuses new work, finishes what waits, and ends the task."""
+        """Refuses new work, finishes what waits, and ends the task; a batch that runs on is left alone."""
         self._is_draining = True
         self._arrival.set()
         if self._task is not None:
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait([self._task], timeout=CLOSE_TIMEOUT_S)
         if self._watch is not None:
             self._watch.cancel()
 
-    def expire(self) -> None:
-        """Answers the jobs whose deadline has passed, whether they wait or are computed."""
+    def look(self) -> None:
+        """Answers the jobs whose deadline has passed, whether they wait or are computed; all, when the device hangs."""
         now = self._clock()
+        passed_s, self._looked_at = min(now - self._looked_at, LONGEST_LOOK_S), now
+        self._stalled_s = self._stalled_s + passed_s if self._running or len(self._waiting) else 0.0
+        elements = sum(job.elements for job in self._running)
+        if self._stalled_s > HUNG_AFTER_S + HUNG_AFTER_S_PER_ELEMENT * elements and not self._is_hung:
+            self._is_hung = True
+            _log.critical("the device has hung: a batch has run for %.0f s", self._stalled_s)
         for job in (*self._waiting, *self._running):
-            if job.deadline <= now:
+            if self._is_hung:
+                job.fail(_not_computing())
+            elif job.deadline <= now:
                 job.fail(_too_late())
+        self._waiting.drop_abandoned()
 
     async def submit(self, evaluation: Evaluation, *, deadline: float) -> Computed:
         """Waits for the evaluation's turn and returns its rows.
@@ -138,19 +180,28 @@ class Batcher:
             detail = "The service is shutting down; send the request to another replica or again in a moment."
             raise Draining(detail)
         if not self.is_alive:
-            raise NotReady("Nothing computes at the moment; /livez tells.")
+            raise _not_computing()
         done: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
         self._waiting.add(Job(evaluation, evaluation.batch_key, evaluation.elements, deadline, self._clock(), done))
         self._arrival.set()
         return await done
 
-    async def _expire_regularly(self) -> None:
+    async def _look_regularly(self) -> None:
         # One look at all jobs ten times a second costs less than a timer for each.
         while True:
-            await asyncio.sleep(EXPIRY_INTERVAL_S)
-            self.expire()
+            await asyncio.sleep(LOOK_INTERVAL_S)
+            self.look()
 
     async def _serve(self) -> None:
+        try:
+            await self._run_batches()
+        except BaseException:  # noqa: BLE001 - whatever ended it, nobody must wait for ever
+            self._has_died = True
+            _log.critical("nothing is computed any more", exc_info=True)
+            for job in (*self._running, *self._waiting):
+                job.fail(_not_computing())
+
+    async def _run_batches(self) -> None:
         while True:
             while not len(self._waiting):
                 if self._is_draining:
@@ -165,24 +216,26 @@ class Batcher:
         for job in batch.expired:
             job.fail(_too_late())
         self._running = batch.jobs
-        try:
-            await self._run(batch.jobs, batch.closed_by)
-        finally:
-            self._running = ()
+        await self._run(batch.jobs, batch.closed_by)
+        self._running = ()
+        self._stalled_s, self._is_hung = 0.0, False
 
     async def _run(self, jobs: Sequence[Job], closed_by: ClosedBy) -> None:
         started = self._clock()
-        for job in jobs:
-            if job.deadline <= started:
-                job.fail(_too_late())
-        jobs = [job for job in jobs if not job.is_abandoned]
+        jobs = _in_time(jobs, started)
         if not jobs:
             return
+        self._stalled_s = 0.0
         try:
             result = await self._device.run([job.evaluation for job in jobs])
+        except DeviceLost:
+            self.is_lost = True
+            raise
         except InsufficientDeviceMemory as error:
             failure: Exception = error
             parts = 2
+            if self._metrics is not None:
+                self._metrics.out_of_memory()
         except Exception as error:  # noqa: BLE001 - whatever it is, it must reach the caller and nobody else
             failure, parts = error, len(jobs)
         else:
@@ -220,6 +273,18 @@ class Batcher:
                     transfer_s=result.transfer_s,
                 )
             )
+
+
+def _in_time(jobs: Sequence[Job], now: float) -> list[Job]:
+    for job in jobs:
+        if job.deadline <= now:
+            job.fail(_too_late())
+    return [job for job in jobs if not job.is_abandoned]
+
+
+def _not_computing() -> NotReady:
+    detail = "The device does not compute at the moment; send the request to another replica or again in a moment."
+    return NotReady(detail, retry_after_s=RESTART_S)
 
 
 def _too_late() -> DeadlineExceeded:

@@ -4,7 +4,6 @@ On CUDA a batch crosses the bus twice: once in from pinned memory, once out into
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from ..errors import InsufficientDeviceMemory
 from ..loss.cross_entropy import cross_entropy
 from ..loss.evaluation import Evaluation
 from ..loss.options import Formula
-from .batcher import DeviceRows
+from .batcher import DeviceLost, DeviceRows
 from .staging import from_device, to_device
 
 TINY_ELEMENTS = 1 << 14
@@ -81,32 +80,46 @@ class TorchDevice:
     def compute(self, evaluations: Sequence[Evaluation]) -> DeviceRows:
         """Computes evaluations of one key together, in the calling thread."""
         started = time.perf_counter()
-        inputs, formula = gather(evaluations), evaluations[0].formula
-        if self.device.type != "cpu":
-            return self._compute_staged(inputs, formula)  # pragma: cuda
-        rows = _to_numpy(cross_entropy(formula=formula, **_to_torch(inputs)))
-        return DeviceRows(rows, time.perf_counter() - started)
+        try:
+            inputs, formula = gather(evaluations), evaluations[0].formula
+            if self.device.type != "cpu":
+                return self._compute_staged(inputs, formula)  # pragma: cuda
+            rows = _to_numpy(cross_entropy(formula=formula, **_to_torch(inputs)))
+            return DeviceRows(rows, time.perf_counter() - started)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                if self._still_computes():
+                    raise
+                raise DeviceLost(str(error)) from error
+        # Not while the error is handled: its traceback keeps the tensors of the failed attempt.
+        if self.device.type == "cuda":  # pragma: cuda
+            torch.cuda.empty_cache()
+        raise InsufficientDeviceMemory("The device has too little memory for this request; split the batch.")
 
     def close(self) -> None:
-        """Lets the running batch finish and ends the thread."""
-        self._executor.shutdown()
+        """Ends the thread as soon as it has no batch."""
+        self._executor.shutdown(wait=False)
+
+    def _still_computes(self) -> bool:
+        # After some errors (an assertion in a kernel, an illegal address) a CUDA context never does again; their class,
+        # torch.AcceleratorError, is that of harmless ones too.
+        try:
+            torch.zeros(1, device=self.device).item()
+        except RuntimeError:
+            return False
+        return True
 
     def _compute_staged(self, inputs: Mapping[str, Array], formula: Formula) -> DeviceRows:
         started = time.perf_counter()
-        with contextlib.suppress(torch.OutOfMemoryError):
-            tensors = to_device(_to_torch(inputs), self.device)
-            self._synchronize()
-            arrived = time.perf_counter()
-            found = cross_entropy(formula=formula, **tensors)
-            self._synchronize()
-            computed = time.perf_counter()
-            rows = _to_numpy(from_device(found))
-            finished = time.perf_counter()
-            return DeviceRows(rows, computed - arrived, (finished - computed) + (arrived - started))
-        # Not while the error is handled: its traceback keeps the tensors of the failed attempt.
-        tensors = found = {}
-        torch.cuda.empty_cache()
-        raise InsufficientDeviceMemory("The device has too little memory for this request; split the batch.")
+        tensors = to_device(_to_torch(inputs), self.device)
+        self._synchronize()
+        arrived = time.perf_counter()
+        found = cross_entropy(formula=formula, **tensors)
+        self._synchronize()
+        computed = time.perf_counter()
+        rows = _to_numpy(from_device(found))
+        finished = time.perf_counter()
+        return DeviceRows(rows, computed - arrived, (finished - computed) + (arrived - started))
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":  # pragma: cuda
@@ -131,6 +144,13 @@ def resolve(name: str) -> torch.device:
             msg = f"DEVICE={name}, but there are {torch.cuda.device_count()} CUDA devices"
             raise ValueError(msg)
     return device
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch has no class for it on the CPU, nor for pinned memory.
+    return isinstance(error, MemoryError) or any(
+        text in str(error) for text in ("out of memory", "can't allocate memory")
+    )
 
 
 def _to_torch(arrays: Mapping[str, Array]) -> dict[str, Tensor]:

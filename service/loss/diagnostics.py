@@ -10,8 +10,8 @@ import numpy as np
 
 from ..dtypes import Array
 from .evaluation import Evaluation
+from .samples import CALIBRATION_BINS, Samples, calibration_bins
 
-CALIBRATION_BINS = 10
 TOP = 5
 MAX_CLASSES_LISTED = 1000
 
@@ -23,10 +23,8 @@ def summarize(evaluation: Evaluation, rows: Mapping[str, Array]) -> dict[str, ob
     undefined (no rows, a single class) is NaN.
     """
     kept = slice(None) if evaluation.ignored is None else ~evaluation.ignored
-    nll = rows["nll"][kept].astype(np.float64)
-    confidence = rows["confidence"][kept].astype(np.float64)
-    target = (evaluation.labels if evaluation.has_index_labels else rows["target"])[kept]
-    correct = (rows["predictions"][kept] == target) & np.isfinite(rows["maximum"][kept])
+    samples = Samples.of([evaluation], rows)[kept]
+    nll, target, correct = samples.nll, samples.target, samples.is_correct
     uniform = math.log(evaluation.classes)
     mean = _mean(nll)
     summary: dict[str, object] = {"accuracy": _mean(correct)}
@@ -40,7 +38,7 @@ def summarize(evaluation: Evaluation, rows: Mapping[str, Array]) -> dict[str, ob
         "baseline_prior": _entropy(_label_frequencies(evaluation, target, kept)),
         "skill": 1 - mean / uniform if uniform else math.nan,
     }
-    summary |= _calibration(confidence, correct)
+    summary |= _calibration(samples.confidence, correct)
     if evaluation.classes <= MAX_CLASSES_LISTED:
         summary["per_class"] = {
             "count": _tally(target, None, evaluation.classes),
@@ -56,7 +54,7 @@ def summarize(evaluation: Evaluation, rows: Mapping[str, Array]) -> dict[str, ob
 
 def _calibration(confidence: Array, correct: Array) -> dict[str, object]:
     known = np.isfinite(confidence)
-    bins = np.clip(np.ceil(confidence[known] * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
+    bins = calibration_bins(confidence[known])
     count = _tally(bins, None, CALIBRATION_BINS)
     confidence_sum = _tally(bins, confidence[known], CALIBRATION_BINS)
     hits = _tally(bins, correct[known], CALIBRATION_BINS)

@@ -20,11 +20,12 @@ ZERO_WHERE_IGNORED = ("nll", "margin", "gradient_norm")
 class Answer:
     """The answer to one request: values by the names of the contract.
 
-    `values` holds floats and integers, arrays, and for `summary` a mapping; `loss` is float64 and absent under
-    `reduction=none`.
+    `count` is the number of samples not ignored. `values` holds floats and integers, arrays, and for `summary` a
+    mapping; `loss` is float64 and absent under `reduction=none`.
     """
 
     values: dict[str, object]
+    count: int
     warnings: tuple[Warning_, ...]
 
 
@@ -53,7 +54,7 @@ def reduce(evaluation: Evaluation, rows: Mapping[str, Array]) -> Answer:
                 values[name] = summarize(evaluation, rows)
         elif name != "loss":
             values[name] = _shaped(name, rows[name], evaluation)
-    return Answer(values, evaluation.warnings + _warnings(evaluation, rows, loss_sum))
+    return Answer(values, evaluation.rows - ignored_count, evaluation.warnings + _warnings(evaluation, rows, loss_sum))
 
 
 def _total(losses: Array) -> float:

@@ -3,6 +3,7 @@
 Labels take values from closed sets only: nothing a client sends becomes a label.
 """
 
+import functools
 import itertools
 import platform
 from collections import Counter as Counts
@@ -22,6 +23,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from .histogram import Histogram
+from .model_metrics import ModelMetrics
 from .record import RequestRecord
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter and histogram, which PromQL has no use for
@@ -37,11 +39,19 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 class Metrics(Collector):
     """All metrics of one application; `engine` reports through the narrow protocols it defines itself."""
 
-    def __init__(
-        self, *, version: str, device: str, wires: Iterable[str], reasons: Iterable[str], closers: Iterable[str]
+    def __init__(  # noqa: PLR0913 - the labels of build_info, and closed sets of labels
+        self,
+        *,
+        version: str,
+        commit: str = "",
+        device: str,
+        wires: Iterable[str],
+        reasons: Iterable[str],
+        closers: Iterable[str],
     ) -> None:
         self._records: list[RequestRecord] = []
         self._computed: list[tuple[int, int, int, str]] = []
+        self._device = device
         self.in_flight = 0
         self.registry = registry = CollectorRegistry()
         registry.register(self)  # first, so that everything is counted before it is read
@@ -75,17 +85,30 @@ class Metrics(Collector):
         self._queue_seconds = gauge("queue_seconds", "Estimated work of requests that arrived and are not answered.")
         rejections = counter("rejected_requests", "Requests refused for lack of capacity.", "reason")
         disconnects = counter("client_disconnects", "Callers that went before their answer.", "phase")
-        build = gauge("build_info", "1.", "version", "torch", "cuda", "python", "device")
-        build.labels(version, torch.__version__, torch.version.cuda or "", platform.python_version(), device).set(1)
+        build = gauge("build_info", "1.", "version", "torch", "cuda", "python", "device", "commit")
+        cuda = torch.version.cuda or ""
+        build.labels(version, torch.__version__, cuda, platform.python_version(), device, commit).set(1)
+        self._out_of_memory: Counter | None = None
+        if device.startswith("cuda"):  # pragma: cuda
+            self._out_of_memory = counter("device_out_of_memory", "Batches too large for the device.", "device")
+            self._out_of_memory.labels(device)
+            for name, read in (
+                ("allocated", torch.cuda.memory_allocated),
+                ("reserved", torch.cuda.memory_reserved),
+                ("total", lambda one: torch.cuda.get_device_properties(one).total_memory),
+            ):
+                memory = gauge(f"device_memory_{name}_bytes", f"Memory of the device: {name}.", "device")
+                memory.labels(device).set_function(functools.partial(read, device))
         # Series start at 0: a counter that appears with its first event hides that event from `increase()`.
         self._evaluations = {pair: evaluations.labels(*pair) for pair in itertools.product(wires, ("ok", "error"))}
         self._batches = {name: batches.labels(name) for name in closers}
         self._rejections = {name: rejections.labels(name) for name in reasons}
         self._disconnects = {name: disconnects.labels(name) for name in ("body", "evaluation")}
         for name in _STAGES:
-            self._stages.observe((), name)
+            self._stages.labels(name)
         for one in (self._received, self._sent, self._batch_rows, self._batch_requests):
-            one.observe(())
+            one.labels()
+        self.models = ModelMetrics(registry)
 
     def watch(self, queue_requests: Callable[[], int], queue_seconds: Callable[[], float]) -> None:
         """Reads the queue whenever the metrics are scraped."""
@@ -117,6 +140,9 @@ class Metrics(Collector):
             self._requests.labels(method, route, status).inc(count)
         for route in {one.route for one in records}:
             self._duration.observe([one.duration_s for one in records if one.route == route], route)
+        for one in records:
+            if one.trace_id is not None:
+                self._duration.exemplify(one.duration_s, one.trace_id, one.route)
         self._sent.observe([one.sent_bytes for one in records])
         self._received.observe([one.received_bytes for one in records if one.wire is not None])
         for one in records:
@@ -140,6 +166,11 @@ class Metrics(Collector):
     def rejected(self, reason: str) -> None:
         """A request was refused for lack of capacity."""
         self._rejections[reason].inc()
+
+    def out_of_memory(self) -> None:
+        """A batch did not fit on the device."""
+        if self._out_of_memory is not None:  # pragma: cuda
+            self._out_of_memory.labels(self._device).inc()
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """Returns the metrics as Prometheus text or OpenMetrics, and the media type."""

@@ -15,6 +15,8 @@ class RequestRecord:
     method: str
     started: float
     route: str = "other"
+    is_named: bool = False
+    """Whether the caller chose the request id: then a second request of that id is a retry."""
     trace_id: str | None = None
     holds_back_body: bool = False
     """Whether the caller waits for a 100 before it sends the body: until then, an answer must end the connection."""

@@ -15,6 +15,7 @@ Document = dict[str, Any]
 OPTIONS = {
     *("logits", "labels", "input", "weight", "sample_weight", "ignore_index", "label_smoothing", "temperature"),
     *("z_loss", "reduction", "grad_output", "class_axis", "include", "precision", "gradient_dtype", "encoding"),
+    *("model", "version", "segment", "predicted_at", "monitor"),
 }
 
 

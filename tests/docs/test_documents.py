@@ -308,3 +308,8 @@ def test_relative_links_resolve(document: Path) -> None:
 def test_picture_is_what_its_script_draws() -> None:
     draw = runpy.run_path(str(ROOT / "docs" / "plots.py"))["draw"]
     assert read(ROOT / "docs" / "loss.svg") == draw()
+
+
+def test_table_of_metrics_is_what_the_service_has() -> None:
+    document = runpy.run_path(str(ROOT / "docs" / "metrics.py"))
+    assert read(ROOT / "docs" / "monitoring.md") == document["written"](read(ROOT / "docs" / "monitoring.md"))

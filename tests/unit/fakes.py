@@ -51,9 +51,13 @@ class FakeDevice:
 @dataclass
 class RecordedBatches:
     batches: list[dict[str, object]] = field(default_factory=list)
+    out_of_memories: int = 0
 
     def batch(self, **figures: object) -> None:
         self.batches.append(figures)
+
+    def out_of_memory(self) -> None:
+        self.out_of_memories += 1
 
 
 def receiving(*messages: Message) -> Callable[[], Awaitable[Message]]:

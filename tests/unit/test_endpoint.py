@@ -3,7 +3,8 @@
 import asyncio
 import json
 import threading
-from typing import Any, cast
+from dataclasses import dataclass, field
+from typing import Any, cast, get_args
 
 import pytest
 
@@ -13,9 +14,10 @@ from service.api.middleware.observation import Observation
 from service.api.middleware.problem_answers import ProblemAnswers
 from service.api.negotiation import BodyLimits
 from service.dtypes import Array, Buffer
-from service.engine.admission import Admission
-from service.engine.batcher import Batcher
+from service.engine.admission import Admission, Reason, Wire
+from service.engine.batcher import Device
 from service.engine.evaluator import Evaluator
+from service.engine.monitor import Monitor
 from service.errors import InsufficientDeviceMemory
 from service.telemetry.metrics import Metrics
 from service.wire import safetensors_body
@@ -24,22 +26,46 @@ from tests.unit.fakes import receiving
 BODY = b'{"logits":[[1,2]],"labels":[0]}'
 
 
-class FullDevice:
-    """Stands where the evaluator does; its device has no memory left."""
+@dataclass
+class Batcher:
+    """All that health asks of one."""
+
+    is_alive: bool = True
+
+
+@dataclass
+class FailingDevice:
+    """Stands where the evaluator does; by default its device has no memory left."""
+
+    error: BaseException = field(default_factory=lambda: InsufficientDeviceMemory("full"))
 
     async def evaluate(self, *_: object, **__: object) -> None:
-        raise InsufficientDeviceMemory("full")
+        raise self.error
 
 
-async def post(
-    body: Buffer = BODY, media_type: bytes = b"application/json", *, is_warm: bool = True, waiting_bytes: int = 0
+async def post(  # noqa: PLR0913 - the states of a service
+    body: Buffer = BODY,
+    media_type: bytes = b"application/json",
+    *,
+    is_warm: bool = True,
+    is_alive: bool = True,
+    waiting_bytes: int = 0,
+    device: FailingDevice | None = None,
 ) -> tuple[dict[bytes, bytes], dict[str, Any], Admission]:
-    admission = Admission(max_inflight_bytes=1000, max_queue_s=0.01)
+    metrics = Metrics(version="1", device="cpu", wires=get_args(Wire), reasons=get_args(Reason), closers=["idle"])
+    admission = Admission(max_inflight_bytes=1000, max_queue_s=0.01, metrics=metrics)
     if waiting_bytes:
         admission.enter("json", waiting_bytes)
-    health = Health(cast(Batcher, None), is_warm=is_warm)
-    endpoint = CrossEntropy(cast(Evaluator, FullDevice()), admission, BodyLimits(1 << 30, 1000, 60.0), health)
-    metrics = Metrics(version="1", device="cpu", wires=["json", "binary"], reasons=["queue_time"], closers=["idle"])
+    health = Health(cast(Any, Batcher(is_alive)), is_warm=is_warm)
+    device = device or FailingDevice()
+    endpoint = CrossEntropy(
+        cast(Evaluator, device),
+        admission=admission,
+        limits=BodyLimits(1 << 30, 1000, 60.0),
+        health=health,
+        monitor=Monitor(cast(Device, device), metrics.models),
+        models=metrics.models,
+    )
     sent: list[Any] = []
 
     async def send(message: Any) -> None:  # noqa: ANN401 - ASGI's messages
@@ -49,13 +75,25 @@ async def post(
 
     headers = [(b"content-type", media_type), (b"content-length", b"%d" % len(body))]
     scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers, "state": {}}
-    await Observation(ProblemAnswers(endpoint, routes=[]), metrics=metrics, health=health)(scope, receive, send)
-    return dict(sent[0]["headers"]), json.loads(sent[1]["body"]), admission
+    answers = ProblemAnswers(endpoint, routes=[], metrics=metrics)
+    await Observation(answers, metrics=metrics, health=health)(scope, receive, send)
+    text, problem = metrics.exposition("")[0].decode(), json.loads(sent[1]["body"])
+    reason = {"overloaded": "queue_time"}.get(problem["code"], problem["code"])
+    assert f'losseval_rejected_requests_total{{reason="{reason}"}} 1.0\n' in text, "each refusal is counted once"
+    return dict(sent[0]["headers"]), problem, admission
 
 
-def test_before_the_warm_up_nothing_is_taken() -> None:
-    headers, problem, _ = asyncio.run(post(is_warm=False))
+@pytest.mark.parametrize("state", [{"is_warm": False}, {"is_alive": False}], ids=["cold", "dead"])
+def test_a_service_that_does_not_compute_takes_nothing(state: dict[str, bool]) -> None:
+    headers, problem, admission = asyncio.run(post(**state))  # type: ignore[arg-type]
     assert (problem["status"], problem["code"], headers[b"retry-after"]) == (503, "not_ready", b"1")
+    assert admission.inflight_bytes == 0
+
+
+def test_what_the_server_cuts_off_when_it_ends_is_told_so() -> None:
+    headers, problem, admission = asyncio.run(post(device=FailingDevice(asyncio.CancelledError())))
+    assert (problem["status"], problem["code"], headers[b"retry-after"]) == (503, "draining", b"1")
+    assert (admission.inflight_bytes, admission.queued_requests) == (0, 0)
 
 
 def test_work_beyond_the_queue_time_is_refused() -> None:

@@ -41,8 +41,8 @@ class AsyncClient(BaseClient[httpx.AsyncClient]):
         """Evaluates batches concurrently, each in a task; see `Client.evaluate_many`."""
         pending: deque[asyncio.Task[CrossEntropyResult]] = deque()
         try:
-            for batch in batches:
-                pending.append(asyncio.create_task(self.cross_entropy(**{**options, **arguments_of(batch)})))
+            for call in arguments_of(batches, options):
+                pending.append(asyncio.create_task(self.cross_entropy(**call)))
                 if len(pending) == max_in_flight:
                     yield await pending.popleft()
             while pending:
@@ -58,7 +58,7 @@ class AsyncClient(BaseClient[httpx.AsyncClient]):
         """Evaluates arrays of any size in requests of some rows; see `Client.evaluate_arrays`."""
         whole = Evaluation(logits, labels, options)
         patient = self.with_options(is_patient=True)
-        async for part in patient.evaluate_many(whole.parts(), max_in_flight=max_in_flight):
+        async for part in patient.evaluate_many(whole.parts(), max_in_flight=max_in_flight, **whole.options):
             whole.add(part)
         return whole.result()
 

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import mmap
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,13 +41,16 @@ class BulkOptions(Options, total=False):
     progress: Callable[[Progress], object] | None
 
 
-def arguments_of(batch: Batch) -> Mapping[str, Any]:
-    """Returns a batch as arguments of `cross_entropy`."""
-    return batch if isinstance(batch, Mapping) else {"logits": batch[0], "labels": batch[1]}
+def arguments_of(batches: Iterable[Batch], options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields arguments of `cross_entropy`. A request id is numbered: the same one again would pass for a retry."""
+    shared = options.get("request_id")
+    for number, batch in enumerate(batches):
+        own = batch if isinstance(batch, Mapping) else {"logits": batch[0], "labels": batch[1]}
+        yield {**options, "request_id": shared and f"{shared}.{number}", **own}
 
 
 class Evaluation:
-    """One evaluation of arrays: `parts` are to be evaluated, and their answers given to `add` in the same order.
+    """One evaluation of arrays: `parts` are to be evaluated under `options`, their answers given to `add` in order.
 
     Raises:
         ValueError: Logits of one axis can't be cut; an array has another number of rows; `out` doesn't fit.
@@ -67,25 +70,25 @@ class Evaluation:
         self._step = max(1, given.pop("chunk_bytes", 8 << 20) // max(1, row_bytes))
         self._out, self._progress, self._ids = given.pop("out", {}), given.pop("progress", None), given.pop("ids", None)
         self._reduction = given.pop("reduction", "mean")
-        self._request_id = given.pop("request_id", None) or new_request_id()
+        given["request_id"] = given.get("request_id") or new_request_id()
         include = given.get("include", DEFAULT_INCLUDE)
         given["include"] = (include,) if isinstance(include, str) else tuple(include)
-        self._common = {**given, "reduction": "none" if self._reduction == "none" else "sum"}
+        self.options = {**given, "reduction": "none" if self._reduction == "none" else "sum"}
         self._is_rounded_last = self._reduction == "mean" and given.get("gradient_dtype") == "F16"
         if self._reduction == "mean" and given.get("gradient_dtype") in {"F16", "BF16"}:
-            self._common["gradient_dtype"] = "F32"  # sums may be beyond 16 bits where their mean is not
+            self.options["gradient_dtype"] = "F32"  # sums may be beyond 16 bits where their mean is not
         _check_out(self._out, given["include"], self._rows)
         self._sent: deque[Any] = deque()
         self._answers: list[CrossEntropyResult] = []
         self._done, self._loss_sum, self._normalizer = 0, 0.0, 0.0
 
     def parts(self) -> Iterator[Mapping[str, Any]]:
-        """Yields arguments of `cross_entropy`; arrays are sliced, not copied."""
-        for number, start in enumerate(range(0, max(1, self._rows), self._step)):
+        """Yields the arrays of each; they are sliced, not copied."""
+        for start in range(0, max(1, self._rows), self._step):
             rows = slice(start, start + self._step)
             part = {name: array[rows] if array.ndim else array for name, array in self._arrays.items()}
             self._sent.append(part["logits"])
-            yield {**self._common, **part, "request_id": f"{self._request_id}.{number}"}
+            yield part
 
     def add(self, part: CrossEntropyResult) -> None:
         """Takes the next answer."""
@@ -105,10 +108,9 @@ class Evaluation:
     def result(self) -> CrossEntropyResult:
         """Returns the answer of the whole."""
         whole = merge(self._answers, reduction=self._reduction, out=self._out).with_ids(self._ids)
-        if not self._is_rounded_last or "gradients" in self._out or "gradients" not in whole.outputs:
-            return whole
-        gradients = whole.gradients.astype(np.float16)
-        return dataclasses.replace(whole, outputs={**whole.outputs, "gradients": gradients})
+        if self._is_rounded_last and "gradients" in self._answers[0].outputs:  # and not in out
+            whole = dataclasses.replace(whole, outputs={**whole.outputs, "gradients": whole.gradients.astype("f2")})
+        return whole
 
 
 def _check_out(out: Mapping[str, Array], include: Collection[str], rows: int) -> None:

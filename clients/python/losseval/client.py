@@ -45,6 +45,7 @@ class BaseClient(Generic[Http]):
     """
 
     compare = staticmethod(compare)
+    _make_http: Callable[[Any], Http]
 
     def __init__(  # noqa: PLR0913 - options by name
         self,
@@ -104,9 +105,6 @@ class BaseClient(Generic[Http]):
         http, _ = self._by_process.pop(os.getpid(), (None, None))
         return [] if http is None or http is self._http_client else [http]
 
-    def _make_http(self, transport: Any) -> Http:  # noqa: ANN401 - of httpx
-        raise NotImplementedError
-
 
 def http_options(transport: Any) -> dict[str, Any]:  # noqa: ANN401
     """Returns the arguments of an httpx client."""
@@ -145,15 +143,15 @@ class Client(BaseClient["httpx.Client"]):
         Args:
             batches: Pairs of logits and labels, or mappings of arguments of `cross_entropy`.
             max_in_flight: Requests at a time, each in a thread.
-            options: Of all batches; see `Options`.
+            options: Of all batches; see `Options`. A `request_id` is followed by the batch's number.
         """
         from concurrent.futures import Future, ThreadPoolExecutor  # noqa: PLC0415 - few need it, all would wait
 
         pending: deque[Future[CrossEntropyResult]] = deque()
         with ThreadPoolExecutor(max_in_flight, "losseval") as threads:
             try:
-                for batch in batches:
-                    pending.append(threads.submit(self.cross_entropy, **{**options, **arguments_of(batch)}))
+                for call in arguments_of(batches, options):
+                    pending.append(threads.submit(self.cross_entropy, **call))
                     if len(pending) == max_in_flight:
                         yield pending.popleft().result()
                 while pending:
@@ -175,7 +173,7 @@ class Client(BaseClient["httpx.Client"]):
         """
         whole = Evaluation(logits, labels, options)
         patient = self.with_options(is_patient=True)
-        for part in patient.evaluate_many(whole.parts(), max_in_flight=max_in_flight):
+        for part in patient.evaluate_many(whole.parts(), max_in_flight=max_in_flight, **whole.options):
             whole.add(part)
         return whole.result()
 

@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import math
 import random
+import re
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Generic, Literal, NamedTuple, TypeVar
@@ -21,6 +22,8 @@ R = TypeVar("R")
 _log = logging.getLogger("losseval")
 _RETRIED = frozenset({429, 502, 503, 504})
 _FIRST_WAIT_S, _LONGEST_WAIT_S, _CONNECT_S = 0.25, 8.0, 5.0
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+"""For any other the service makes one of its own, in each attempt anew, and would count retries too."""
 _DAY_S = 86_400.0
 """Nothing waits longer at once: sockets refuse more than 24 days."""
 _PIECE_BYTES = 1 << 17
@@ -47,7 +50,7 @@ class Config:
             raise ValueError("base_url must be http(s)://host[:port][/path], without user information or a query")
         _check_timeout(self.timeout)
         key = (self.api_key or "").strip()  # one that was read from a file ends with a line break
-        if not _is_header(key):
+        if not (key.isascii() and key.isprintable()):
             raise ValueError("api_key must be printable ASCII")
         object.__setattr__(self, "api_key", key or None)
 
@@ -159,10 +162,6 @@ def _check_timeout(seconds: float | None) -> None:
         raise ValueError(f"timeout must be a finite number of seconds above 0, not {seconds}")
 
 
-def _is_header(text: str) -> bool:
-    return text.isascii() and text.isprintable()
-
-
 def new_request_id() -> str:
     """Returns 32 hexadecimal digits."""
     return f"{random.getrandbits(128):032x}"
@@ -186,8 +185,8 @@ def exchange(
     timeout_s = config.timeout if call.timeout is None else call.timeout
     _check_timeout(timeout_s)
     deadline, request_id = clock() + timeout_s, call.request_id or new_request_id()
-    if not _is_header(request_id):
-        raise ValueError(f"request_id must be printable ASCII, not {request_id!r}")
+    if not _REQUEST_ID.fullmatch(request_id):
+        raise ValueError(f"request_id must be at most 64 letters, digits and ._-, not {request_id!r}")
     headers = {"X-Request-Id": request_id}
     if call.parts:
         headers |= {"Content-Type": call.media_type, "Content-Length": str(sum(map(len, call.parts)))}

@@ -4,6 +4,7 @@ import difflib
 import functools
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from http import HTTPStatus
 from typing import Any, Literal, TypedDict
 from urllib.parse import urlencode
@@ -20,8 +21,8 @@ Output = Literal["loss", "losses", "gradients", "summary"] | _Diagnostic
 _ARRAYS = ("weight", "sample_weight", "grad_output")
 _LOCAL = ("ids", "timeout", "request_id")
 DEFAULT_INCLUDE = ("loss", "losses")
-_DEFAULTS: dict[str, object] = {"ignore_index": -100, "label_smoothing": 0, "temperature": 1, "grad_output": 1}
-_DEFAULTS |= {"z_loss": 0, "input": "logits", "reduction": "mean", "class_axis": 1, "precision": "standard"}
+_DEFAULTS: dict[str, object] = {"ignore_index": -100, "label_smoothing": 0, "class_axis": 1, "precision": "standard"}
+_DEFAULTS |= {"temperature": 1, "z_loss": 0, "input": "logits", "reduction": "mean", "grad_output": 1, "monitor": True}
 
 
 class Options(TypedDict, total=False):
@@ -40,9 +41,14 @@ class Options(TypedDict, total=False):
     input: Literal["logits", "log_probabilities", "probabilities"] | None  # what the logits are
     precision: Literal["standard", "high"] | None  # high computes in float64 whatever came in
     gradient_dtype: Literal["F32", "F64", "F16", "BF16"] | None  # by default F32, F64 for F64 logits
+    model: str | None  # whose logits these are: the service's metrics count the samples of those it was told of
+    version: str | None  # of the model
+    segment: str | None  # the part of the traffic that the samples come from
+    predicted_at: datetime | str | None  # when the model answered, with a time zone; a str as RFC 3339 has it
+    monitor: bool | None  # False: metrics don't count this, e.g. old samples evaluated again
     ids: Sequence[Any] | None  # one a sample, for tables and comparisons; they stay here
     timeout: float | None  # seconds, instead of the client's
-    request_id: str | None  # for the service's log: at most 64 letters, digits and ._-
+    request_id: str | None  # at most 64 letters, digits and ._-; metrics count the same one once in 10 minutes
 
 
 INFO: Call[dict[str, Any]] = Call("GET", "/v1/info", lambda reply, _: dict(json.loads(reply.body)))
@@ -54,6 +60,7 @@ def cross_entropy(logits: TensorLike, labels: TensorLike, wire: str, options: Op
 
     Raises:
         TypeError: There is no such option, or a dtype can't be sent.
+        ValueError: predicted_at has no time zone.
     """
     for name in options.keys() - Options.__annotations__.keys():
         near = difflib.get_close_matches(name, Options.__annotations__, 1)
@@ -63,17 +70,28 @@ def cross_entropy(logits: TensorLike, labels: TensorLike, wire: str, options: Op
     outputs = (include,) if isinstance(include, str) else tuple(include)
     arrays = {name: given.pop(name) for name in _ARRAYS if not isinstance(given.get(name, 0), int | float)}
     tensors = {name: Tensor.of(name, value) for name, value in {"logits": logits, "labels": labels, **arrays}.items()}
-    scalars = {name: value.item() if hasattr(value, "item") else value for name, value in given.items()}
+    scalars = {name: _to_plain(value) for name, value in given.items()}
     scalars = {name: value for name, value in scalars.items() if value != _DEFAULTS.get(name)}
     path, media_type = "/v1/cross-entropy", JSON if wire == "json" else SAFETENSORS
     if wire == "json":
         parts = encode_json(tensors, {**scalars, "include": outputs})
     else:
         parts = encode_safetensors(tensors)
-        query = scalars if outputs == DEFAULT_INCLUDE else {**scalars, "include": ",".join(outputs)}
+        query = {name: "false" if value is False else value for name, value in scalars.items()}
+        query |= {} if outputs == DEFAULT_INCLUDE else {"include": ",".join(outputs)}
         path += f"?{urlencode(query, safe=',')}" if query else ""
     read = functools.partial(_read_result, tensors=tensors, options=options)
     return Call("POST", path, read, (200,), media_type, parts, options.get("request_id"), options.get("timeout"))
+
+
+def _to_plain(value: Any) -> Any:  # noqa: ANN401 - any scalar
+    """Returns a scalar as JSON and a query have it."""
+    value = value.item() if hasattr(value, "item") else value
+    if not isinstance(value, datetime):
+        return value
+    if value.utcoffset() is None:
+        raise ValueError("predicted_at has no time zone: take datetime.now(timezone.utc), or local.astimezone()")
+    return value.astimezone(timezone.utc).isoformat()
 
 
 def _read_result(reply: Reply, meta: Meta, *, tensors: Mapping[str, Tensor], options: Options) -> CrossEntropyResult:

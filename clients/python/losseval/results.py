@@ -47,9 +47,7 @@ class _Output(Generic[T]):
 
     def __get__(self, result: "CrossEntropyResult", owner: type | None = None) -> T:
         if self._name not in result.outputs:
-            raise AttributeError(
-                f"{self._name!r} is not in the answer: name it in include (no loss with reduction none)"
-            )
+            raise AttributeError(f"{self._name!r} is not in the answer: name it in include (reduction none: no loss)")
         value: T = result.outputs[self._name]
         return value
 

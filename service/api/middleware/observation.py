@@ -15,7 +15,7 @@ from ...telemetry.record import RequestRecord
 _VERSION = (b"x-service-version", __version__.encode())
 _NO_STORE = (b"cache-control", b"no-store")
 _CLOSE = (b"connection", b"close")
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context
 _QUIET_ROUTES = frozenset({"/livez", "/readyz", "/metrics"})
 
@@ -81,8 +81,8 @@ def record_of(scope: Scope) -> RequestRecord:
 def _read_headers(scope: Scope, record: RequestRecord) -> None:
     """Takes over the caller's X-Request-Id where it is well-formed, the trace it belongs to, and Expect."""
     for name, value in scope["headers"]:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-            record.request_id = value.decode()
+        if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
+            record.request_id, record.is_named = value.decode(), True
         elif name == b"traceparent" and (parent := _TRACEPARENT.fullmatch(value)):
             record.trace_id = parent[1].decode()
         elif name == b"expect":

@@ -1,8 +1,10 @@
 """The books of bytes and of work."""
 
 import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from service.engine.admission import Admission, WorkEstimate
+from service.engine.admission import Admission, Reservation, WorkEstimate
 from service.errors import DeadlineExceeded, Overloaded
 
 
@@ -53,9 +55,43 @@ def test_bytes_in_flight_are_bounded() -> None:
 
 
 def test_a_lone_request_is_served_however_large() -> None:
-    admission, _ = an_admission(max_inflight_bytes=1, max_queue_s=1e-9)
+    admission, rejections = an_admission(max_inflight_bytes=1, max_queue_s=1e-9)
     admission.check_queue("json", 10**9, remaining_s=1e-9)
-    assert admission.reserve("json", 10**9).size == 20 * 10**9
+    admission.reserve("json", 10**9).release()
+    assert (admission.inflight_bytes, rejections) == (0, [])
+
+
+def test_a_request_larger_than_the_budget_leaves_a_quarter_of_it_to_others() -> None:
+    admission, _ = an_admission(max_inflight_bytes=1000)
+    large = admission.reserve("binary", 10**6)
+    others = admission.reserve("binary", 83)
+    with pytest.raises(Overloaded):
+        admission.reserve("binary", 1)
+    with pytest.raises(Overloaded):
+        admission.reserve("binary", 10**6)
+    large.cover(10**7)  # what was taken on is finished, whoever came since
+    large.release()
+    others.release()
+    assert admission.inflight_bytes == 0
+
+
+def test_a_body_on_its_way_holds_bytes_and_no_queue_time() -> None:
+    admission, _ = an_admission(max_inflight_bytes=2 * 3 * 2**28 + 1000, max_queue_s=0.01)
+    for _ in range(2):
+        admission.check_queue("binary", 2**28, remaining_s=60)
+        admission.reserve("binary", 2**28)
+    admission.check_queue("json", 40, remaining_s=0.001)
+    assert admission.reserve("json", 40).size == 800
+
+
+def test_work_longer_than_the_bound_is_taken_when_less_than_half_of_it_waits() -> None:
+    admission, _ = an_admission(max_queue_s=0.1)
+    admission.enter("json", 4 * 10**6)
+    admission.check_queue("json", 10**8, remaining_s=60)
+    admission.enter("json", 2 * 10**6)
+    with pytest.raises(Overloaded):
+        admission.check_queue("json", 10**8, remaining_s=60)
+    admission.check_queue("json", 10**5, remaining_s=60)
 
 
 def test_work_that_waits_is_bounded_and_says_when_to_come_again() -> None:
@@ -106,3 +142,75 @@ def test_a_deadline_that_has_passed_is_refused_even_by_an_idle_service() -> None
     with pytest.raises(DeadlineExceeded):
         admission.check_queue("json", 1, remaining_s=0.0)
     assert rejections == ["deadline"]
+
+
+class Books(RuleBasedStateMachine):
+    """Requests that come, grow, work and go in any order, each accounted for by hand as well."""
+
+    reserved: Bundle[Reservation] = Bundle("reserved")
+    working: Bundle[float] = Bundle("working")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.admission, self.rejections = an_admission(max_inflight_bytes=1000, max_queue_s=1e-3)
+        self.open: list[Reservation] = []
+        self.work: list[float] = []
+
+    @rule(target=reserved, length=st.integers(0, 400))
+    def arrive(self, length: int) -> Reservation:
+        is_idle = not self.admission.inflight_bytes
+        reservation = Reservation(self.admission)
+        try:
+            reservation = self.admission.reserve("binary", length)
+        except Overloaded:
+            assert not is_idle, "an idle service refuses nothing"
+        self.open.append(reservation)
+        return reservation
+
+    @rule(reservation=reserved, size=st.integers(0, 1500))
+    def grow(self, reservation: Reservation, size: int) -> None:
+        before = reservation.size
+        try:
+            reservation.cover(size)
+        except Overloaded:
+            assert reservation.size == before, "a refusal changes nothing"
+
+    @rule(reservation=reserved)
+    def release(self, reservation: Reservation) -> None:
+        reservation.release()
+
+    @rule(target=working, size=st.integers(0, 10**5))
+    def enter(self, size: int) -> float:
+        is_idle = not self.work
+        try:
+            self.admission.check_queue("json", size, remaining_s=60)
+        except Overloaded:
+            assert not is_idle, "an idle service refuses nothing"
+        self.work.append(self.admission.enter("json", size))
+        return self.work[-1]
+
+    @rule(work=consumes(working))
+    def leave(self, work: float) -> None:
+        self.admission.leave(work)
+        self.work.remove(work)
+
+    @rule(size=st.integers(0, 10**5), seconds=st.floats(1e-6, 1.0))
+    def learn(self, size: int, seconds: float) -> None:
+        self.admission.observe("json", size, seconds)
+
+    @invariant()
+    def the_sums_are_those_of_the_parts(self) -> None:
+        assert self.admission.inflight_bytes == sum(one.size for one in self.open)
+        assert self.admission.inflight_bytes <= self.admission.max_inflight_bytes
+        assert self.admission.queued_requests == len(self.work)
+        assert self.admission.queue_s == pytest.approx(sum(self.work), abs=1e-9)
+
+    def teardown(self) -> None:
+        for reservation in self.open:
+            reservation.release()
+        for work in self.work:
+            self.admission.leave(work)
+        assert (self.admission.inflight_bytes, self.admission.queue_s, self.admission.queued_requests) == (0, 0.0, 0)
+
+
+test_whatever_is_entered_in_the_books_leaves_them_exactly_once = Books.TestCase

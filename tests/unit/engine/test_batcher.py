@@ -7,8 +7,17 @@ from collections.abc import Awaitable, Callable, Sequence
 import numpy as np
 import pytest
 
+from service.engine import batcher as batcher_module
 from service.engine.batch_plan import BatchLimits
-from service.engine.batcher import Batcher, Computed
+from service.engine.batcher import (
+    HUNG_AFTER_S,
+    HUNG_AFTER_S_PER_ELEMENT,
+    LOOK_INTERVAL_S,
+    RESTART_S,
+    Batcher,
+    Computed,
+    DeviceLost,
+)
 from service.errors import DeadlineExceeded, Draining, InsufficientDeviceMemory, NotReady
 from service.loss.evaluation import Evaluation
 from tests.unit.fakes import FakeClock, FakeDevice, RecordedBatches, an_evaluation, outcome, settle
@@ -26,9 +35,9 @@ class Bench:
         limits = BatchLimits(max_elements, max_requests)
         self.batcher = Batcher(self.device, limits, clock=self.clock, metrics=self.metrics)
 
-    async def occupy(self) -> asyncio.Task[Computed]:
+    async def occupy(self, *, rows: int = 1) -> asyncio.Task[Computed]:
         self.batcher.start()
-        first = self.submit(-1.0)
+        first = self.submit(-1.0, rows=rows)
         await self.device.is_running.wait()
         return first
 
@@ -206,7 +215,7 @@ def test_deadlines_hold_while_a_failed_batch_is_run_again() -> None:
         bench.device.gate.set()
         while not callers[0].done():
             await settle()
-        bench.batcher.expire()
+        bench.batcher.look()
         results = [await outcome(caller) for caller in callers]
         assert loss_of(results[0]) == 0.0  # type: ignore[arg-type]
         assert any(isinstance(result, DeadlineExceeded) for result in results[1:])
@@ -223,7 +232,7 @@ def test_expiring_answers_what_waits_and_what_runs() -> None:
         waiting = bench.submit(2.0, deadline=5.0)
         await settle()
         bench.clock.now = 5.0
-        bench.batcher.expire()
+        bench.batcher.look()
         assert isinstance(await outcome(running), DeadlineExceeded)
         assert isinstance(await outcome(waiting), DeadlineExceeded)
         await bench.finish()
@@ -250,5 +259,164 @@ def test_nothing_of_the_last_batch_is_kept() -> None:
 def test_a_batcher_that_does_not_run_takes_nothing() -> None:
     async def scenario(bench: Bench) -> None:
         assert isinstance(await outcome(bench.submit(1.0)), NotReady)
+
+    run(scenario)
+
+
+def pass_time(bench: Bench, seconds: float) -> None:
+    """Lets the batcher look after its jobs for so long."""
+    for _ in range(round(seconds / LOOK_INTERVAL_S)):
+        bench.clock.now += LOOK_INTERVAL_S
+        bench.batcher.look()
+
+
+def test_a_hung_device_is_noticed_within_fifteen_seconds_and_who_waits_is_told() -> None:
+    async def scenario(bench: Bench) -> None:
+        running = await bench.occupy()
+        waiting = bench.submit(1.0)
+        await settle()
+        pass_time(bench, HUNG_AFTER_S - 1)
+        assert not bench.batcher.has_failed
+        pass_time(bench, 2)
+        assert bench.clock.now < 15
+        assert not bench.batcher.is_alive
+        for caller in (running, waiting, bench.submit(2.0)):
+            assert isinstance(await outcome(caller), NotReady)
+        await bench.finish()
+
+    run(scenario)
+
+
+def test_a_device_that_comes_back_is_used_again() -> None:
+    async def scenario(bench: Bench) -> None:
+        first = await bench.occupy()
+        pass_time(bench, HUNG_AFTER_S + 1)
+        assert isinstance(await outcome(first), NotReady)
+        bench.device.gate.set()
+        while bench.batcher.is_running:
+            await settle()
+        assert bench.batcher.is_alive
+        assert loss_of(await bench.submit(2.0)) == 2.0
+        await bench.finish()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "elements"),
+    [
+        pytest.param(HUNG_AFTER_S + 1, round(2 / HUNG_AFTER_S_PER_ELEMENT), id="a large batch takes its time"),
+        pytest.param(0.0, 1, id="a pause of the whole process is not the device's"),
+    ],
+)
+def test_a_device_that_works_is_not_taken_for_hung(seconds: float, elements: int) -> None:
+    async def scenario(bench: Bench) -> None:
+        running = await bench.occupy(rows=elements // 2 or 1)
+        pass_time(bench, seconds)
+        bench.clock.now += 3600 if not seconds else 0
+        bench.batcher.look()
+        assert bench.batcher.is_alive
+        await bench.finish()
+        await running
+
+    run(scenario)
+
+
+def test_batch_after_batch_is_not_taken_for_hung() -> None:
+    async def scenario(bench: Bench) -> None:
+        first = await bench.occupy()
+        for value in range(3):
+            following = bench.submit(float(value))
+            pass_time(bench, HUNG_AFTER_S - 1)
+            bench.device.gate.set()
+            await first
+            bench.device.gate.clear()
+            first = following
+            while len(bench.batcher):
+                await settle()
+        assert bench.batcher.is_alive
+        await bench.finish()
+
+    run(scenario)
+
+
+def test_when_the_task_dies_everyone_who_waits_is_told_and_it_shows() -> None:
+    async def scenario(bench: Bench) -> None:
+        running = await bench.occupy()
+        waiting = bench.submit(1.0)
+        await settle()
+        bench.metrics.batch = None  # type: ignore[assignment, method-assign]  # a bug in the loop itself
+        bench.device.gate.set()
+        assert isinstance(await outcome(running), NotReady)
+        assert isinstance(await outcome(waiting), NotReady)
+        assert isinstance(await outcome(bench.submit(2.0)), NotReady)
+        assert bench.batcher.has_failed
+        assert not bench.batcher.is_alive
+        assert not bench.batcher.is_lost
+        await bench.batcher.close()
+
+    run(scenario)
+
+
+def test_a_cancelled_task_leaves_nobody_waiting() -> None:
+    async def scenario(bench: Bench) -> None:
+        running = await bench.occupy()
+        task = bench.batcher._task
+        assert task is not None
+        task.cancel()
+        assert isinstance(await outcome(running), NotReady)
+        assert bench.batcher.has_failed
+        await bench.batcher.close()
+
+    run(scenario)
+
+
+def test_a_lost_device_fails_its_batch_as_worth_a_retry_and_computes_nothing_more() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.device.fails = lambda _: DeviceLost("device-side assert triggered")
+        running = await bench.occupy()
+        waiting = [bench.submit(1.0), bench.submit(2.0)]
+        await settle()
+        bench.device.gate.set()
+        for caller in (running, *waiting):
+            error = await outcome(caller)
+            assert isinstance(error, NotReady)
+            assert error.retry_after_s == RESTART_S
+        assert bench.device.batches == [1], "members are not run again on a device that is gone"
+        assert bench.batcher.is_lost
+        assert bench.batcher.has_failed
+        assert not bench.batcher.is_alive
+        await bench.batcher.close()
+
+    run(scenario)
+
+
+def test_what_nobody_waits_for_is_let_go_while_it_waits() -> None:
+    async def scenario(bench: Bench) -> None:
+        _ = await bench.occupy()
+        evaluation = an_evaluation(1.0)
+        logits = weakref.ref(evaluation.logits)
+        caller = asyncio.ensure_future(bench.batcher.submit(evaluation, deadline=FOREVER))
+        del evaluation
+        await settle()
+        caller.cancel()
+        await settle()
+        del caller
+        bench.batcher.look()
+        assert logits() is None
+        assert not len(bench.batcher)
+        await bench.finish()
+
+    run(scenario)
+
+
+def test_closing_does_not_wait_for_a_device_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher_module, "CLOSE_TIMEOUT_S", 0.0)
+
+    async def scenario(bench: Bench) -> None:
+        running = await bench.occupy()
+        running.cancel()
+        await bench.batcher.close()
+        assert bench.batcher.is_running
 
     run(scenario)

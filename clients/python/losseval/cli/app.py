@@ -14,16 +14,8 @@ if TYPE_CHECKING:
     from ..client import Client
 
 _HINT = "name what to read with --logits, --labels, --ids, --sample-weight"
-_OPTIONS: tuple[str, ...] = (
-    "ignore_index",
-    "label_smoothing",
-    "temperature",
-    "z_loss",
-    "class_axis",
-    "input",
-    "precision",
-)
-_OPTIONS += ("grad_output", "gradient_dtype", "reduction")
+_OPTIONS: tuple[str, ...] = ("ignore_index", "label_smoothing", "temperature", "z_loss", "class_axis", "input")
+_OPTIONS += ("precision", "grad_output", "gradient_dtype", "reduction", "model", "segment", "predicted_at", "monitor")
 
 app = Typer(add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 Input = Literal["logits", "log_probabilities", "probabilities"]
@@ -67,6 +59,11 @@ def evaluate(  # noqa: PLR0913 - the API's options
     reduction: Annotated[Literal["mean", "sum"], Option(help="Of the loss and the gradients.")] = "mean",
     grad_output: Annotated[float | None, Option(help="What the gradients are multiplied with.")] = None,
     gradient_dtype: Annotated[Literal["F32", "F64", "F16"] | None, Option(help="F64 by default for F64 only.")] = None,
+    model: Annotated[str | None, Option(help="Whose logits these are: the service's metrics count them.")] = None,
+    model_version: Annotated[str | None, Option(help="Its version.")] = None,
+    segment: Annotated[str | None, Option(help="The part of the traffic that the samples come from.")] = None,
+    predicted_at: Annotated[str | None, Option(help="When it answered: 2026-07-01T12:00:00Z.")] = None,
+    monitor: Annotated[bool, Option(help="Whether metrics count the samples.")] = True,
     top_k: Annotated[int, Option(min=0, help="Show as many samples, those with the largest nll.")] = 0,
     per_class: Annotated[bool, Option("--per-class", help="Show each class (of at most 1000).")] = False,
     out: Annotated[str | None, Option(help="Write a row a sample: .parquet, .csv, .jsonl or .npz.")] = None,
@@ -97,10 +94,10 @@ def evaluate(  # noqa: PLR0913 - the API's options
     if plot_file:
         importlib.import_module("matplotlib")  # better missed now than in the end
     names = {"logits": logits, "labels": labels, "id": ids}
-    if sample_weight:
-        names["sample_weight"] = sample_weight
+    names |= {"sample_weight": sample_weight} if sample_weight else {}
     sources = [(source, source.choose(names, _HINT)) for source in io.open_sources(files)]
-    options = {name: asked[name] for name in _OPTIONS} | {"weight": weight and io.read_weight(sources[0][0], weight)}
+    options = {name: asked[name] for name in _OPTIONS} | {"version": model_version}
+    options["weight"] = weight and io.read_weight(sources[0][0], weight)
     per_sample = ["nll", "predictions", "margin"] if out or top_k or plot or plot_file else []
     options["include"] = ["loss", "summary", *per_sample, *(["gradients"] if gradients_out else [])]
     if gradient_dtype == "F16":  # whose sums may be beyond 16 bits where their mean is not
@@ -145,13 +142,8 @@ def compare(
 
     comparison, verdict, why = compare_results(read_result(a), read_result(b))
     low, high = comparison.interval
-    numbers = {
-        "b_is": verdict,
-        "why": why,
-        **dataclasses.asdict(comparison),
-        "interval_low": low,
-        "interval_high": high,
-    }
+    numbers = {"b_is": verdict, "why": why, **dataclasses.asdict(comparison)}
+    numbers |= {"interval_low": low, "interval_high": high}
     if as_json:
         report.show_json(numbers)
     else:

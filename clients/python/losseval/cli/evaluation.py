@@ -106,7 +106,7 @@ def compare_results(a: CrossEntropyResult, b: CrossEntropyResult) -> tuple[Compa
     Raises:
         CommandError: Ids repeat, and there is no going by position either.
     """
-    a, b, names = _number_repeated(a, b)
+    a, b, names = _number_samples(a, b)
     ids, in_a, in_b = np.intersect1d(np.asarray(a.ids), np.asarray(b.ids), return_indices=True)
     differing = 0 if a.labels is None or b.labels is None else np.count_nonzero(a.labels[in_a] != b.labels[in_b])
     broken_a, broken_b = ~np.isfinite(a.nll), ~np.isfinite(b.nll)
@@ -121,9 +121,7 @@ def compare_results(a: CrossEntropyResult, b: CrossEntropyResult) -> tuple[Compa
     return comparison, _judge(comparison, is_broken=is_broken), why
 
 
-def _number_repeated(
-    a: CrossEntropyResult, b: CrossEntropyResult
-) -> tuple[CrossEntropyResult, CrossEntropyResult, str]:
+def _number_samples(a: CrossEntropyResult, b: CrossEntropyResult) -> tuple[CrossEntropyResult, CrossEntropyResult, str]:
     """Names samples by position if an id occurs twice; also returns what the names are."""
     if all(np.unique(one.ids or ()).size == one.count for one in (a, b)):
         return a, b, "ids"

@@ -339,11 +339,8 @@ class Gradients:
         """Completes the file, all of it divided, and only then rounded to a dtype that is narrower than what came."""
         kind, sums = np.dtype(dtype or self._like.dtype), (self._file.tell() - _HEADER_BYTES) // self._like.itemsize
         size = sums * kind.itemsize
-        entry = {
-            "dtype": f"F{8 * kind.itemsize}",
-            "shape": (self._rows, *self._like.shape[1:]),
-            "data_offsets": (0, size),
-        }
+        shape = (self._rows, *self._like.shape[1:])
+        entry = {"dtype": f"F{8 * kind.itemsize}", "shape": shape, "data_offsets": (0, size)}
         header = json.dumps({"gradients": entry}).encode().ljust(_HEADER_BYTES - 8)
         self._file.seek(0)
         self._file.write(struct.pack("<Q", _HEADER_BYTES - 8) + header)

@@ -184,7 +184,16 @@ def test_help_names_every_option_and_takes_no_numpy(environment: dict[str, str])
     ).stdout
     modules = shown.splitlines()[-1].split()
     assert not {"numpy", "httpx", "rich", "pyarrow", "matplotlib"} & {*modules}
-    for option in ("--logits", "--weight", "--z-loss", "--class-axis", "--gradients-out", "--local", "--json"):
+    for option in (
+        "--logits",
+        "--weight",
+        "--z-loss",
+        "--class-axis",
+        "--gradients-out",
+        "--model-version",
+        "--no-monitor",
+        "--local",
+    ):
         assert option in shown
     seconds = []
     for _ in range(3):

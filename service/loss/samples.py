@@ -1,0 +1,149 @@
+"""What a model is judged by: plain figures of every sample, whatever loss was asked for.
+
+The canonical loss is the negative log-likelihood: unweighted, unsmoothed, at one temperature for each model. Requests
+that ask for different losses are comparable in it.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from ..dtypes import Array
+from .evaluation import Evaluation
+from .options import Formula, InputKind
+from .weighting import Weighting
+
+CALIBRATION_BINS = 10
+LABEL_PROBABILITIES = (0.999, 0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.01, 1e-3, 1e-4, 1e-6, 1e-9)
+LOSS_EDGES = tuple(-math.log(probability) for probability in LABEL_PROBABILITIES)
+"""Nats; a bucket reads as the share of samples whose true class got at least the probability."""
+_PIECE_ELEMENTS = 1 << 22
+"""So much is computed at a time, lest a large request hold up small ones, and so that its columns stay small."""
+_UNWEIGHTED = Weighting(1.0, None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Columns of (R,): nll and confidence in float64, the true class (the largest of probability labels), hits.
+
+    What stands in ignored rows means nothing.
+    """
+
+    nll: Array
+    confidence: Array
+    target: Array
+    is_correct: Array
+    is_ignored: Array
+
+    @classmethod
+    def of(cls, evaluations: Sequence[Evaluation], rows: Mapping[str, Array]) -> "Samples":
+        """Reads the kernel's rows of evaluations of one batch key, in order."""
+        has_indices = evaluations[0].has_index_labels
+        target = np.concatenate([one.labels for one in evaluations]) if has_indices else rows["target"]
+        return cls(
+            nll=rows["nll"].astype(np.float64),
+            confidence=rows["confidence"].astype(np.float64),
+            target=target,
+            is_correct=(rows["predictions"] == target) & np.isfinite(rows["maximum"]),
+            is_ignored=np.concatenate([_ignored(one) for one in evaluations]),
+        )
+
+    def __getitem__(self, rows: Array | slice) -> "Samples":
+        """Returns some of the samples."""
+        columns = (self.nll, self.confidence, self.target, self.is_correct, self.is_ignored)
+        return Samples(*(column[rows] for column in columns))
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Sums over samples, of which counters are made.
+
+    Losses are in nats and hold the finite ones only: a single NaN would stay in a sum for ever. `loss_buckets` counts
+    losses up to each of `LOSS_EDGES` and above the last; `bin_…` are by bin of confidence, `class_…` by true class,
+    None where the classes are too many.
+    """
+
+    correct: int
+    incorrect: int
+    ignored: int
+    nan: int
+    infinite: int
+    loss_sum: float
+    loss_buckets: Array
+    bin_count: Array
+    bin_correct: Array
+    bin_confidence: Array
+    class_count: Array | None
+    class_loss: Array | None
+
+    @classmethod
+    def of(cls, samples: Samples, *, classes: int | None) -> "Tally":
+        """Sums samples up, by class if there are so many and not None."""
+        ignored = int(np.count_nonzero(samples.is_ignored))
+        kept = samples[~samples.is_ignored] if ignored else samples
+        is_finite = np.isfinite(kept.nll)
+        nan = int(np.count_nonzero(np.isnan(kept.nll)))
+        finite = kept if is_finite.all() else kept[is_finite]
+        correct = int(np.count_nonzero(kept.is_correct))
+        known = np.isfinite(kept.confidence)
+        bins = calibration_bins(kept.confidence[known])
+        return cls(
+            correct=correct,
+            incorrect=len(kept.nll) - correct,
+            ignored=ignored,
+            nan=nan,
+            infinite=len(kept.nll) - len(finite.nll) - nan,
+            loss_sum=float(finite.nll.sum()),
+            # A bucket holds what is less than or equal to its edge.
+            loss_buckets=np.bincount(np.searchsorted(LOSS_EDGES, finite.nll), minlength=len(LOSS_EDGES) + 1),
+            bin_count=np.bincount(bins, minlength=CALIBRATION_BINS),
+            bin_correct=np.bincount(bins, kept.is_correct[known], CALIBRATION_BINS),
+            bin_confidence=np.bincount(bins, kept.confidence[known], CALIBRATION_BINS),
+            class_count=None if classes is None else np.bincount(finite.target, minlength=classes),
+            class_loss=None if classes is None else np.bincount(finite.target, finite.nll, classes),
+        )
+
+
+def calibration_bins(confidence: Array) -> Array:
+    """Returns the right-closed bin of each confidence, none of them NaN: 0.1 is in bin 0, 1.0 in bin 9."""
+    bins: Array = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
+    return bins
+
+
+def canonical(evaluation: Evaluation, *, temperature: float) -> Evaluation:
+    """Returns the same rows with the plain loss at a temperature, and the outputs that `Samples` reads."""
+    has_indices = evaluation.has_index_labels
+    # As for any loss: where probabilities meet their labels, float32 cancels.
+    is_wide = not has_indices or evaluation.logits.dtype == np.float64
+    formula = _formula(evaluation.formula.input, temperature, has_indices=has_indices, is_wide=is_wide)
+    return replace(evaluation, formula=formula, weighting=_UNWEIGHTED)
+
+
+def pieces(evaluation: Evaluation) -> Iterator[Evaluation]:
+    """Yields an unweighted evaluation in parts of bounded size."""
+    step = max(1, _PIECE_ELEMENTS // evaluation.classes)
+    if evaluation.rows <= step:
+        yield evaluation
+        return
+    for start in range(0, evaluation.rows, step):
+        part = slice(start, start + step)
+        ignored = None if evaluation.ignored is None else evaluation.ignored[part]
+        yield replace(evaluation, logits=evaluation.logits[part], labels=evaluation.labels[part], ignored=ignored)
+
+
+@lru_cache(maxsize=256)
+def _formula(kind: InputKind, temperature: float, *, has_indices: bool, is_wide: bool) -> Formula:
+    outputs = {"nll", "confidence", "predictions", "maximum"} | (set() if has_indices else {"target"})
+    return Formula(
+        input=kind,
+        temperature=temperature,
+        arithmetic="float64" if is_wide else "float32",
+        outputs=frozenset(outputs),
+    )
+
+
+def _ignored(evaluation: Evaluation) -> Array:
+    return np.zeros(evaluation.rows, dtype=bool) if evaluation.ignored is None else evaluation.ignored
