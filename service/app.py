@@ -101,7 +101,13 @@ def create_app(settings: Settings | None = None) -> Application:
         await batcher.close()
         device.close()
 
-    body_limits = BodyLimits(settings.max_body_bytes, settings.max_json_bytes, settings.request_timeout)
+    body_limits = BodyLimits(
+        settings.max_body_bytes,
+        settings.max_json_bytes,
+        timeout_s=settings.request_timeout,
+        grace_s=settings.body_grace,
+        min_bytes_per_s=settings.min_bytes_per_s,
+    )
     endpoint = CrossEntropy(
         evaluator,
         admission=admission,

@@ -8,6 +8,7 @@ import asyncio
 import os
 import signal
 import socket
+from functools import partial
 from types import FrameType
 from typing import cast
 
@@ -124,14 +125,14 @@ def build(app: Application, settings: Settings) -> Server:
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http=HttpProtocol,
+        http=partial(HttpProtocol, settings=settings),  # type: ignore[arg-type]  # anything that makes one
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        timeout_keep_alive=75,
+        timeout_keep_alive=settings.keep_alive_timeout,
         timeout_graceful_shutdown=settings.shutdown_timeout,
     )
     return Server(config, app.health, drain_delay_s=settings.drain_delay)

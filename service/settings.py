@@ -62,6 +62,33 @@ class Settings(BaseSettings):
     request_timeout: float = Field(
         60.0, gt=0, le=3600, description="Seconds from a request's headers to its answer's first byte."
     )
+    max_connections: int = Field(
+        4096, ge=1, description="Connections open at a time; one more is answered with 503 and closed."
+    )
+    max_pipelined: int = Field(
+        100, ge=1, description="Requests of one connection that may come ahead of their answers."
+    )
+    max_headers: int = Field(100, ge=1, description="Headers of one request.")
+    max_header_bytes: int = Field(
+        64 * 1024, ge=1, description="Bytes of one request's target and headers; four times what node takes."
+    )
+    header_timeout: float = Field(
+        10.0, gt=0, le=3600, description="Seconds for a request's headers; on a new connection from its opening."
+    )
+    body_grace: float = Field(5.0, gt=0, le=3600, description="Seconds before the rate of a body counts.")
+    min_bytes_per_s: int = Field(
+        64 * 1024, ge=1, description="Bytes per second in which a body must come, and an answer be read."
+    )
+    send_timeout: float = Field(
+        10.0, gt=0, le=3600, description="Seconds over which the rate of reading an answer is judged."
+    )
+    linger_timeout: float = Field(
+        1.0, gt=0, le=60, description="Seconds to read on behind a refusal, lest a reset destroy it."
+    )
+    linger_bytes: int = Field(256 * 1024, ge=1, description="Bytes to read on behind a refusal.")
+    keep_alive_timeout: int = Field(
+        75, ge=1, le=3600, description="Seconds a connection may idle between requests; load balancers' have 60."
+    )
     drain_delay: float = Field(
         0.0, ge=0, le=300, description="Seconds to go on serving after SIGTERM, while load balancers notice."
     )

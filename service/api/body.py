@@ -11,9 +11,8 @@ from starlette.types import Receive
 
 from ..dtypes import Buffer
 from ..errors import DeadlineExceeded, MalformedRequest, RequestTimeout
+from .negotiation import BodyLimits
 
-GRACE_S = 5.0
-MIN_BYTES_PER_S = 64 * 1024
 WATCH_AFTER_S = 0.01
 """Most answers are there sooner; only for the others is it worth a task to watch the connection."""
 
@@ -54,9 +53,9 @@ async def read_body(  # noqa: PLR0913 - what bounds it
     receive: Receive,
     interruption: Interruption,
     check_size: Callable[[int], None],
+    limits: BodyLimits,
     *,
     content_length: int | None,
-    timeout_s: float,
     caller_timeout_s: float,
 ) -> Buffer:
     """Reads the whole body; `check_size` is asked before more of it is kept, and raises when it is too much.
@@ -65,7 +64,7 @@ async def read_body(  # noqa: PLR0913 - what bounds it
     before.
 
     Raises:
-        RequestTimeout: It came slower than 64 KiB/s after 5 seconds, or took longer than `timeout_s`.
+        RequestTimeout: It came slower than the limits allow.
         DeadlineExceeded: It took longer than the caller itself allows.
         MalformedRequest: It is longer than announced.
         ClientGone: The caller went.
@@ -75,15 +74,21 @@ async def read_body(  # noqa: PLR0913 - what bounds it
     buffer: bytearray | memoryview | None = None
     size = 0
 
-    longest_s = min(timeout_s, caller_timeout_s)
-    patience_s = min(GRACE_S, longest_s)
+    longest_s = min(limits.timeout_s, caller_timeout_s)
+    timer: asyncio.TimerHandle
 
-    def lose_patience() -> None:
-        kind = DeadlineExceeded if patience_s == caller_timeout_s < timeout_s else RequestTimeout
-        rule = f"send at least 64 KiB/s after 5 s, and everything within {longest_s:g} s"
-        interruption.stop(kind(f"{size} bytes came in {patience_s:.3g} s; {rule}."))
+    def look() -> None:
+        """Looks when time is up, and not at every piece, of which there can be very many."""
+        nonlocal timer
+        patience_s = min(limits.grace_s + size / limits.min_bytes_per_s, longest_s)
+        if loop.time() < started + patience_s:
+            timer = loop.call_at(started + patience_s, look)
+            return
+        kind = DeadlineExceeded if patience_s == caller_timeout_s < limits.timeout_s else RequestTimeout
+        rule = f"send at least {limits.min_bytes_per_s} bytes/s after {limits.grace_s:g} s"
+        interruption.stop(kind(f"{size} bytes came in {patience_s:.3g} s; {rule}, and all within {longest_s:g} s."))
 
-    timer = loop.call_later(patience_s, lose_patience)
+    timer = loop.call_later(min(limits.grace_s, longest_s), look)
     try:
         while True:
             message = await receive()
@@ -102,9 +107,6 @@ async def read_body(  # noqa: PLR0913 - what bounds it
             buffer[start:size] = chunk
             if is_last:
                 return buffer if content_length in {None, size} else buffer[:size]
-            timer.cancel()
-            patience_s = min(GRACE_S + size / MIN_BYTES_PER_S, longest_s)
-            timer = loop.call_at(started + patience_s, lose_patience)
     finally:
         timer.cancel()
 

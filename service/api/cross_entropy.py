@@ -94,8 +94,8 @@ class CrossEntropy:
                 receive,
                 interruption,
                 check_size,
+                limits,
                 content_length=head.content_length,
-                timeout_s=limits.timeout_s,
                 caller_timeout_s=head.timeout_s,
             )
             record.received_bytes, record.holds_back_body = len(body), False

@@ -7,6 +7,7 @@ in one turn, none of them waits for anything but its neighbours.
 
 import asyncio
 from functools import lru_cache
+from typing import Any
 
 from ..dtypes import Buffer
 
@@ -16,16 +17,23 @@ GATHERED_BYTES = 1 << 16
 class GatheringTransport:
     """A transport whose writes leave at the end of the loop's turn, or when they are large, or before it closes."""
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, *, linger_s: float) -> None:
         self._transport = transport
+        self._loop = loop
+        self._linger_s = linger_s
         self._turn = _turn_of(loop)
         self._parts: list[Buffer] = []
         self._size = 0
         self._written_bytes = 0
-        self.is_closing = transport.is_closing
+        self._is_lingering = False
+        self.lingers = False
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the transport has
         return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        """Tells whether nothing more can be written."""
+        return self._is_lingering or self._transport.is_closing()
 
     @property
     def left_bytes(self) -> int:
@@ -49,9 +57,20 @@ class GatheringTransport:
             self._transport.writelines(parts)
 
     def close(self) -> None:
-        """Closes the connection when everything is written."""
+        """Closes the connection when everything is written; where it `lingers`, not before the other side does.
+
+        The bytes of a request that arrive at a closed socket reset the connection, and the answer on its way is lost.
+        So for a while only our half is closed (RFC 9112, section 9.6).
+        """
         self.flush()
-        self._transport.close()
+        if not self.lingers:
+            self._transport.close()
+        elif not self.is_closing():
+            self._is_lingering = True
+            self._transport.resume_reading()
+            if self._transport.can_write_eof():  # TLS can't
+                self._transport.write_eof()
+            self._loop.call_later(self._linger_s, self._transport.close)
 
 
 class _Turn:

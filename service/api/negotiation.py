@@ -18,11 +18,13 @@ _SPLIT = "or split the batch: with reduction=sum, loss_sum and normalizer of the
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
-    """What a request may send, and how long it may take."""
+    """What a request may send, and how long it may take; its body a grace, and then as long as the rate allows."""
 
     max_body_bytes: int
     max_json_bytes: int
     timeout_s: float
+    grace_s: float = 5.0
+    min_bytes_per_s: int = 1 << 16
 
     def check(self, wire: Wire, size: int) -> None:
         """Checks the size of a body, announced or received.

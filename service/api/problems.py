@@ -33,7 +33,7 @@ PROBLEMS: dict[type[ServiceError], ProblemType] = {
     errors.NotFound: ProblemType(404, "See /docs for what there is."),
     errors.MethodNotAllowed: ProblemType(405, "The Allow header lists the methods this path takes."),
     errors.NotAcceptable: ProblemType(406, "Leave Accept out, or let it include a type the detail lists."),
-    errors.RequestTimeout: ProblemType(408, "Send the body faster: at least 64 KiB/s after the first 5 seconds."),
+    errors.RequestTimeout: ProblemType(408, "Send the body faster; the detail says how fast."),
     errors.LimitExceeded: ProblemType(
         413, "Split the batch: with reduction=sum, loss_sum and normalizer of the parts add up to the whole."
     ),
@@ -97,12 +97,18 @@ def document(error: ServiceError, request_id: str) -> bytes:
         omitted += 1
 
 
-async def send_problem(send: Send, error: ServiceError, request_id: str, *, allow: str = "") -> None:
-    """Sends an error as the whole response."""
+def answer(error: ServiceError, request_id: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Returns the headers and the body of the response to an error."""
     body = document(error, request_id)
     headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
     if isinstance(error, errors.Unavailable):
         headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
+    return headers, body
+
+
+async def send_problem(send: Send, error: ServiceError, request_id: str, *, allow: str = "") -> None:
+    """Sends an error as the whole response."""
+    headers, body = answer(error, request_id)
     if allow:
         headers.append((b"allow", allow.encode()))
     await send({"type": "http.response.start", "status": status_of(error), "headers": headers})

@@ -1,75 +1,110 @@
-"""uvicorn's HTTP/1.1 protocol, with a bound on headers, its own refusals as problem documents, and offers declined."""
+"""uvicorn's HTTP/1.1 protocol, with bounds on size and time, its own refusals as problem documents, offers declined."""
 
 import asyncio
 import math
 import uuid
+from typing import Any, Literal
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from .. import __version__
-from ..errors import HeadersTooLarge, MalformedRequest, ServiceError
-from .body import MIN_BYTES_PER_S
+from ..errors import HeadersTooLarge, MalformedRequest, Overloaded, ServiceError
+from ..settings import Settings
 from .gathering import GatheringTransport
-from .problems import MEDIA_TYPE, document, status_of
+from .problems import answer, status_of
 
-MAX_HEADER_BYTES = 64 * 1024
-"""Names, values and the URL of one request together; four times what nginx and node take."""
-READ_INTERVAL_S = 10.0
 _FRAMING = (b"content-length", b"transfer-encoding")
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """Answers what is not HTTP before any application sees it."""
+    """Answers what is not HTTP before any application sees it, and waits for nobody without end.
 
-    _header_bytes = 0
-    _are_headers_complete = False
+    A connection has one timer, uvicorn's: for a head, for what is left of a body whose answer is out, or between two
+    requests. A body in time is the application's business.
+    """
+
+    transport: GatheringTransport  # type: ignore[assignment]  # what uvicorn uses of one
+    _phase: Literal["idle", "head", "body"] = "idle"
+    _unused_bytes = 0
+    """Came since the head began or the last piece of the body; a head, trailers, or extensions of chunks."""
+    _ignored_bytes = 0
+    _keeps_alive = True
     _is_resuming = False
-    _is_reader_watched = False
+    _refusal: ServiceError | None = None
+    _reader_timer: asyncio.TimerHandle
+
+    def __init__(self, *args: Any, settings: Settings, **kwargs: Any) -> None:  # noqa: ANN401 - uvicorn's
+        super().__init__(*args, **kwargs)
+        self._settings = settings
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own is narrower
         """Puts a gathering transport between the protocol and the socket."""
-        super().connection_made(GatheringTransport(transport, self.loop))  # type: ignore[arg-type]  # all that is used of one
+        transport.set_write_buffer_limits(high=0)  # whatever the other side doesn't read is noticed
+        gathering = GatheringTransport(transport, self.loop, linger_s=self._settings.linger_timeout)
+        super().connection_made(gathering)  # type: ignore[arg-type]  # all that is used of one
+        self._close_after(self._settings.header_timeout)
+        if len(self.connections) > self._settings.max_connections:
+            self._refuse(Overloaded(f"{self._settings.max_connections} connections are open, as many as may be."))
 
     def data_received(self, data: bytes) -> None:
         """Parses what came; an offer to upgrade the protocol is ignored, as RFC 9110, section 7.8, allows."""
-        self._unset_keepalive_if_required()
+        if self._refusal is not None or self.transport.is_closing():
+            self._ignore(data)
+            return
+        self._unused_bytes += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as offer:
             self._decline_upgrade(data[offer.args[0] :])
-        except httptools.HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
+        except httptools.HttpParserError as error:
+            reason = error.__context__  # what a callback raised
+            self._fail(reason if isinstance(reason, ServiceError) else MalformedRequest("This is not HTTP/1.1."))
+        else:
+            if self._phase != "idle":
+                self._await_rest()
 
     def on_message_begin(self) -> None:
         """Starts counting."""
-        if not self._is_resuming:
-            super().on_message_begin()
-            self._header_bytes = 0
-            self._are_headers_complete = False
+        if self._is_resuming:
+            return
+        if len(self.pipeline) >= self._settings.max_pipelined:
+            raise MalformedRequest(f"More than {self._settings.max_pipelined} requests came ahead of their answers.")
+        super().on_message_begin()
+        self._phase = "head"
+        self._unused_bytes = 0
+        if self.cycle is not None:  # on a new connection the time runs from its opening
+            self._unset_keepalive_if_required()
 
     def on_url(self, url: bytes) -> None:
-        """Counts the target."""
+        """Takes a piece of the target."""
         if not self._is_resuming:
             super().on_url(url)
-            self._header_bytes += len(url)  # looked at with the first header, of which HTTP/1.1 has one
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Counts a header; trailers, which come after the body, are dropped (RFC 9110, section 6.5.1)."""
-        if not self._are_headers_complete:
+        """Takes a header; trailers, which come after the body, are dropped (RFC 9110, section 6.5.1)."""
+        if self._phase == "head":
             super().on_header(name, value)
-        self._header_bytes += len(name) + len(value)
-        if self._header_bytes > MAX_HEADER_BYTES:
-            raise OverflowError  # the parser stops, and `send_400_response` follows
 
     def on_headers_complete(self) -> None:
         """Starts the request."""
-        if not self._is_resuming:
-            self._are_headers_complete = True
-            super().on_headers_complete()
+        if self._is_resuming:
+            return
+        size = len(self.url) + sum([len(name) + len(value) for name, value in self.headers])
+        if size > self._settings.max_header_bytes or len(self.headers) > self._settings.max_headers:
+            raise self._too_large()
+        # RFC 9112, section 3.2. Nothing here depends on the host, but two who disagree about it can be played off.
+        if [name for name, _ in self.headers].count(b"host") != 1 and self.parser.get_http_version() == "1.1":
+            raise MalformedRequest("A request has one Host header.")
+        self._unset_keepalive_if_required()
+        super().on_headers_complete()
+        self._phase = "body"
 
     def on_body(self, body: bytes) -> None:
         """Keeps a piece of the body as it is, so that taking it is no copy; what comes before it is taken joins it."""
+        self._unused_bytes = 0
+        if self.cycle.response_complete:
+            return
         if not self.cycle.body:
             self.cycle.body = body  # type: ignore[assignment]
             body = b""
@@ -79,35 +114,115 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Ends the request, unless the parser only stopped at an offer to upgrade."""
-        if not self.parser.should_upgrade():
-            super().on_message_complete()
+        if self.parser.should_upgrade():
+            return
+        self._phase = "idle"
+        if self.transport.lingers:
+            self.transport.lingers = False
+            if self.cycle.response_complete:
+                self._close_after(self.timeout_keep_alive)
+            elif not self.cycle.response_started:
+                self.cycle.keep_alive = self._keeps_alive
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Goes on with the next request, or waits for it."""
+        super().on_response_complete()
+        if self.timeout_keep_alive_task is None:  # the next one has begun, or there will be none
+            return
+        if self._refusal is not None:
+            self._refuse(self._refusal)
+        elif self._phase != "idle":
+            self._close_after(getattr(self._settings, "linger_timeout" if self._phase == "body" else "header_timeout"))
 
     def pause_writing(self) -> None:
         """Begins to watch how fast the client reads."""
         super().pause_writing()
-        if not self._is_reader_watched:
-            self._watch_reader(-math.inf)
+        self._watch_reader()
 
-    def _watch_reader(self, left_before: float) -> None:
+    def resume_writing(self) -> None:
+        """Ends the watch, as everything has left."""
+        super().resume_writing()
+        self._reader_timer.cancel()
+
+    def _watch_reader(self, left_before: float = -math.inf) -> None:
         """Hangs up on a client that keeps an answer in our memory by not reading it."""
-        self._is_reader_watched = self.flow.write_paused and not self.transport.is_closing()
-        if not self._is_reader_watched:
-            return
-        left: int = self.transport.left_bytes  # type: ignore[attr-defined]
-        if left - left_before < READ_INTERVAL_S * MIN_BYTES_PER_S:
+        seconds, left = self._settings.send_timeout, self.transport.left_bytes
+        if left - left_before < seconds * self._settings.min_bytes_per_s:
             self.transport.abort()
         else:
-            self.loop.call_later(READ_INTERVAL_S, self._watch_reader, left)
+            self._reader_timer = self.loop.call_later(seconds, self._watch_reader, left)
 
-    def send_400_response(self, msg: str) -> None:
-        """Refuses what the parser can't go on with, and closes the connection."""
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Ends every watch."""
+        if self.flow.write_paused:
+            self._reader_timer.cancel()
+        super().connection_lost(exc)
+
+    def _close_after(self, seconds: float) -> None:
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def _await_rest(self) -> None:
+        """Bounds what a request that is not complete may still cost."""
+        if self._unused_bytes > self._settings.max_header_bytes:
+            self._fail(self._too_large())
+        elif self._phase == "head":
+            if self.timeout_keep_alive_task is None and self._is_answered():
+                self._close_after(self._settings.header_timeout)
+        elif not self.transport.lingers:
+            self.transport.lingers = True
+            # An answer that comes before the end of a long body says that the connection will not be used again.
+            length = next((int(value) for name, value in self.headers if name == b"content-length"), math.inf)
+            self._keeps_alive = self.cycle.keep_alive
+            self.cycle.keep_alive &= length <= self._settings.linger_bytes
+
+    def _ignore(self, data: bytes) -> None:
+        """Reads on for a while behind a refusal, since closing on unread bytes resets the connection and loses it."""
+        self._ignored_bytes += len(data)
+        if self._ignored_bytes > self._settings.linger_bytes:
+            self.flow.pause_reading()
+
+    def _is_answered(self) -> bool:
         cycle: RequestResponseCycle | None = self.cycle
-        if cycle is not None and cycle.response_started and cycle.more_body:
-            self.transport.close()  # the request has its answer; what follows is the rest of its body
-        elif self._header_bytes > MAX_HEADER_BYTES:
-            self._refuse(HeadersTooLarge(f"The headers have more than {MAX_HEADER_BYTES} bytes."))
+        return cycle is None or cycle.response_complete
+
+    def _too_large(self) -> HeadersTooLarge:
+        limits = self._settings
+        return HeadersTooLarge(f"At most {limits.max_headers} headers and {limits.max_header_bytes} bytes are taken.")
+
+    def _fail(self, error: ServiceError) -> None:
+        """Refuses the request being read: at once, or behind the answers to earlier ones; never a second time."""
+        is_next = self._is_answered()
+        if self._phase == "body":
+            is_next = not self.pipeline
+            if not is_next:
+                self.pipeline.popleft()  # itself
+            elif self.cycle.response_started:
+                self.transport.close()
+                return
+            else:  # the application hears that nobody waits for its answer
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
+        if is_next:
+            self._refuse(error)
         else:
-            self._refuse(MalformedRequest(msg))
+            self._refusal = error
+            self.flow.pause_reading()
+
+    def _refuse(self, error: ServiceError) -> None:
+        request_id = uuid.uuid4().hex
+        headers, body = answer(error, request_id)
+        headers += [
+            (b"connection", b"close"),
+            (b"cache-control", b"no-store"),
+            (b"x-request-id", request_id.encode()),
+            (b"x-service-version", __version__.encode()),
+        ]
+        lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+        self.transport.write(STATUS_LINE[status_of(error)] + lines + b"\r\n" + body)
+        self.transport.lingers = True
+        self.transport.close()
 
     def _decline_upgrade(self, rest: bytes) -> None:
         """Goes on with the body of a request at whose headers the parser stopped.
@@ -121,18 +236,3 @@ class HttpProtocol(HttpToolsProtocol):
         self.parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n")
         self._is_resuming = False
         self.data_received(rest)
-
-    def _refuse(self, error: ServiceError) -> None:
-        request_id = uuid.uuid4().hex
-        body = document(error, request_id)
-        headers = {
-            "content-type": MEDIA_TYPE,
-            "content-length": len(body),
-            "connection": "close",
-            "cache-control": "no-store",
-            "x-request-id": request_id,
-            "x-service-version": __version__,
-        }
-        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        self.transport.write(STATUS_LINE[status_of(error)] + lines.encode() + b"\r\n" + body)
-        self.transport.close()

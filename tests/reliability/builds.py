@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from service import server as lifecycle
-from service.api import body, cross_entropy, health, problems, protocol
+from service.api import cross_entropy, health, problems, protocol
 from service.engine import batch_plan, batcher, device
 from service.engine.admission import Admission, Reservation
 from service.engine.batcher import Batcher, DeviceRows
@@ -192,26 +192,6 @@ def no_lingering() -> None:
             self.transport.abort()
 
     plain = replace(protocol.HttpProtocol, "on_response_complete", on_response_complete)
-
-
-@build
-def hasty() -> None:
-    """The limits of time, shorter."""
-    replace(body, "GRACE_S", 1.0)
-    replace(protocol, "READ_INTERVAL_S", 1.0)
-
-
-@build
-def endless_headers() -> None:
-    """No bound on headers."""
-    replace(protocol, "MAX_HEADER_BYTES", 1 << 40)
-
-
-@build
-def patience() -> None:
-    """No bound on the time a client takes to send or to read."""
-    replace(body, "GRACE_S", 1e6)
-    replace(protocol, "READ_INTERVAL_S", 1e6)
 
 
 @build

@@ -3,11 +3,13 @@
 import asyncio
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from service.api.body import ClientGone, Interruption, abandoned_when_gone, read_body
+from service.api.negotiation import BodyLimits
 from service.dtypes import Buffer
 from service.errors import DeadlineExceeded, MalformedRequest, RequestTimeout
 from tests.unit.fakes import Message, receiving
@@ -33,8 +35,8 @@ async def read(
             receiving(*messages),
             interruption,
             check,
+            BodyLimits(1 << 30, 1 << 30, timeout_s),
             content_length=content_length,
-            timeout_s=timeout_s,
             caller_timeout_s=caller_timeout_s,
         )
 
@@ -114,6 +116,37 @@ def test_whose_limit_it_was_decides_the_error(
 ) -> None:
     with pytest.raises(error, match="1 bytes came in"):
         asyncio.run(read(part(b"a", more=True), timeout_s=timeout_s, caller_timeout_s=caller_timeout_s))
+
+
+class CountingLoop(asyncio.SelectorEventLoop):
+    """Counts the timers."""
+
+    timers = 0
+
+    def call_at(self, *args: Any, **kwargs: Any) -> asyncio.TimerHandle:  # noqa: ANN401
+        self.timers += 1
+        return super().call_at(*args, **kwargs)
+
+
+def test_pieces_cost_no_timers() -> None:
+    loop = CountingLoop()
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        pieces = [part(b"a", more=True)] * 99_999
+        assert len(runner.run(read(*pieces, part(b"a"), limit=100_000))) == 100_000
+    assert loop.timers < 10
+
+
+def test_a_body_that_keeps_its_rate_may_take_longer_than_the_grace() -> None:
+    """Ten bytes are worth a tenth of a second; the eleventh never comes."""
+    limits = BodyLimits(100, 100, 60, grace_s=0.01, min_bytes_per_s=100)
+
+    async def scenario() -> None:
+        receive = receiving(part(b"0123456789", more=True))
+        with Interruption() as interruption:
+            await read_body(receive, interruption, lambda _: None, limits, content_length=None, caller_timeout_s=60)
+
+    with pytest.raises(RequestTimeout, match="10 bytes came in 0.11 s"):
+        asyncio.run(scenario())
 
 
 def test_a_caller_that_goes_ends_the_reading() -> None:

@@ -6,9 +6,9 @@ from typing import Any, cast
 
 import pytest
 
-from service.api.body import MIN_BYTES_PER_S
 from service.api.gathering import GATHERED_BYTES, GatheringTransport
-from service.api.protocol import READ_INTERVAL_S, HttpProtocol
+from service.api.protocol import HttpProtocol
+from service.settings import Settings
 
 
 class Socket:
@@ -17,7 +17,7 @@ class Socket:
     def __init__(self) -> None:
         self.writes: list[bytes] = []
         self.unread = 0
-        self.is_closed = self.is_aborted = False
+        self.is_closed = self.is_aborted = self.is_half_closed = False
 
     def writelines(self, parts: list[bytes]) -> None:
         assert not self.is_closed
@@ -25,6 +25,15 @@ class Socket:
 
     def close(self) -> None:
         self.is_closed = True
+
+    def resume_reading(self) -> None:
+        assert not self.is_closed
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.is_half_closed = True
 
     def abort(self) -> None:
         self.is_aborted = True
@@ -37,7 +46,7 @@ class Socket:
 
 
 def gathering(socket: Socket) -> GatheringTransport:
-    return GatheringTransport(cast(asyncio.Transport, socket), asyncio.get_running_loop())
+    return GatheringTransport(cast(asyncio.Transport, socket), asyncio.get_running_loop(), linger_s=0.01)
 
 
 async def turn() -> None:
@@ -89,7 +98,26 @@ def test_closing_writes_what_is_there_and_a_closed_connection_takes_no_more() ->
     asyncio.run(scenario())
 
 
-ENOUGH = int(READ_INTERVAL_S * MIN_BYTES_PER_S)
+def test_a_connection_that_lingers_says_its_last_word_and_waits() -> None:
+    async def scenario() -> None:
+        socket = Socket()
+        transport = gathering(socket)
+        transport.lingers = True
+        transport.write(b"refusal")
+        transport.close()
+        transport.close()
+        transport.write(b"second answer")
+        assert (socket.writes, socket.is_half_closed, socket.is_closed) == ([b"refusal"], True, False)
+        assert transport.is_closing()
+        while not socket.is_closed:
+            await turn()
+        assert socket.writes == [b"refusal"]
+
+    asyncio.run(asyncio.wait_for(scenario(), 10))
+
+
+LIMITS = Settings(send_timeout=2, min_bytes_per_s=1000)
+ENOUGH = 2000
 
 
 @pytest.mark.parametrize(
@@ -101,28 +129,30 @@ ENOUGH = int(READ_INTERVAL_S * MIN_BYTES_PER_S)
     ],
 )
 def test_who_reads_too_slowly_is_hung_up_on(read: int, *, is_aborted: bool) -> None:
-    """Measured by what has left: between two looks the buffer may be filled up again."""
+    """Measured by what has left since the buffer filled up."""
 
     async def scenario() -> None:
         socket = Socket()
         protocol: Any = HttpProtocol.__new__(HttpProtocol)
+        protocol._settings = LIMITS  # noqa: SLF001
         protocol.transport = gathering(socket)
         later: list[Any] = []
-        protocol.loop = SimpleNamespace(call_later=lambda delay, call, *args: later.append((call, args)))
-        protocol.flow = SimpleNamespace(pause_writing=lambda: None, write_paused=True)
+
+        def call_later(delay: float, call: Any, *args: object) -> SimpleNamespace:  # noqa: ANN401
+            later.append((delay, call, args))
+            return SimpleNamespace(cancel=later.clear)
+
+        protocol.loop = SimpleNamespace(call_later=call_later)
+        protocol.flow = SimpleNamespace(pause_writing=lambda: None, resume_writing=lambda: None)
         protocol.transport.write(bytes(10 * ENOUGH))
+        await turn()
         socket.unread = 10 * ENOUGH
         protocol.pause_writing()
-        protocol.pause_writing()
-        assert len(later) == 1
-        protocol.transport.write(bytes(5 * ENOUGH))
-        socket.unread = 15 * ENOUGH - read
-        call, args = later.pop()
+        socket.unread = 10 * ENOUGH - read
+        delay, call, args = later.pop()
         call(*args)
-        assert (socket.is_aborted, len(later)) == (is_aborted, 0 if is_aborted else 1)
-        protocol.flow.write_paused = False
-        for call, args in later[:]:
-            call(*args)
-        assert len(later) == (0 if is_aborted else 1), "nothing is watched that isn't paused"
+        assert (delay, socket.is_aborted, len(later)) == (2, is_aborted, 0 if is_aborted else 1)
+        protocol.resume_writing()
+        assert not later, "nothing is watched that isn't paused"
 
     asyncio.run(scenario())
