@@ -196,8 +196,9 @@ class Batcher:
         try:
             await self._run_batches()
         except BaseException:  # noqa: BLE001 - whatever ended it, nobody must wait for ever
-            self._has_died = True
-            _log.critical("nothing is computed any more", exc_info=True)
+            self._has_died = not self._is_draining
+            if self._has_died:
+                _log.critical("nothing is computed any more", exc_info=True)
             for job in (*self._running, *self._waiting):
                 job.fail(_not_computing())
 

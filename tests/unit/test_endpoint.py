@@ -3,11 +3,14 @@
 import asyncio
 import json
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any, cast, get_args
 
 import pytest
 
+from service.api.body import ClientGone
 from service.api.cross_entropy import CrossEntropy
 from service.api.health import Health
 from service.api.middleware.observation import Observation
@@ -18,10 +21,10 @@ from service.engine.admission import Admission, Reason, Wire
 from service.engine.batcher import Device
 from service.engine.evaluator import Evaluator
 from service.engine.monitor import Monitor
-from service.errors import InsufficientDeviceMemory
+from service.errors import DeadlineExceeded, InsufficientDeviceMemory, NotReady
 from service.telemetry.metrics import Metrics
 from service.wire import safetensors_body
-from tests.unit.fakes import receiving
+from tests.unit.fakes import Message, receiving
 
 BODY = b'{"logits":[[1,2]],"labels":[0]}'
 
@@ -51,6 +54,7 @@ async def post(  # noqa: PLR0913 - the states of a service
     is_alive: bool = True,
     waiting_bytes: int = 0,
     device: FailingDevice | None = None,
+    messages: Sequence[Message] = (),
 ) -> tuple[dict[bytes, bytes], dict[str, Any], Admission]:
     metrics = Metrics(version="1", device="cpu", wires=get_args(Wire), reasons=get_args(Reason), closers=["idle"])
     admission = Admission(max_inflight_bytes=1000, max_queue_s=0.01, metrics=metrics)
@@ -71,15 +75,18 @@ async def post(  # noqa: PLR0913 - the states of a service
     async def send(message: Any) -> None:  # noqa: ANN401 - ASGI's messages
         sent.append(message)
 
-    receive = receiving({"type": "http.request", "body": body, "more_body": False})
+    receive = receiving(*(messages or [{"type": "http.request", "body": body, "more_body": False}]))
 
     headers = [(b"content-type", media_type), (b"content-length", b"%d" % len(body))]
     scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers, "state": {}}
     answers = ProblemAnswers(endpoint, routes=[], metrics=metrics)
     await Observation(answers, metrics=metrics, health=health)(scope, receive, send)
+    if not sent:
+        return {}, {}, admission
     text, problem = metrics.exposition("")[0].decode(), json.loads(sent[1]["body"])
     reason = {"overloaded": "queue_time"}.get(problem["code"], problem["code"])
-    assert f'losseval_rejected_requests_total{{reason="{reason}"}} 1.0\n' in text, "each refusal is counted once"
+    is_counted = f'losseval_rejected_requests_total{{reason="{reason}"}} 1.0\n' in text
+    assert is_counted == (problem["status"] == HTTPStatus.SERVICE_UNAVAILABLE), "each refusal is counted once"
     return dict(sent[0]["headers"]), problem, admission
 
 
@@ -94,6 +101,31 @@ def test_what_the_server_cuts_off_when_it_ends_is_told_so() -> None:
     headers, problem, admission = asyncio.run(post(device=FailingDevice(asyncio.CancelledError())))
     assert (problem["status"], problem["code"], headers[b"retry-after"]) == (503, "draining", b"1")
     assert (admission.inflight_bytes, admission.queued_requests) == (0, 0)
+
+
+GONE: Message = {"type": "http.disconnect"}
+HALF: Message = {"type": "http.request", "body": BODY[:9], "more_body": True}
+WHOLE: Message = {"type": "http.request", "body": BODY, "more_body": False}
+
+
+@pytest.mark.parametrize(
+    ("messages", "error", "code"),
+    [
+        pytest.param([GONE], None, None, id="gone before the body"),
+        pytest.param([HALF, GONE], None, None, id="gone in the body"),
+        pytest.param([WHOLE], ClientGone(), None, id="gone in the queue"),
+        pytest.param([{**WHOLE, "body": BODY[:9]}], None, "malformed_json", id="not JSON"),
+        pytest.param([{**WHOLE, "body": BODY + BODY}], None, "malformed_request", id="longer than announced"),
+        pytest.param([WHOLE], DeadlineExceeded("late"), "deadline_exceeded", id="expired in the queue"),
+        pytest.param([WHOLE], NotReady("hung"), "not_ready", id="the device hangs"),
+        pytest.param([WHOLE], ArithmeticError("a bug"), "internal_error", id="a bug"),
+    ],
+)
+def test_everything_reserved_is_given_back(messages: list[Message], error: Exception | None, code: str | None) -> None:
+    device = FailingDevice(error) if error else None
+    _, problem, admission = asyncio.run(post(messages=messages, device=device))
+    assert problem.get("code") == code
+    assert (admission.inflight_bytes, admission.queue_s, admission.queued_requests) == (0, 0.0, 0)
 
 
 def test_work_beyond_the_queue_time_is_refused() -> None:
