@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import gc
 import json
+import math
 import random
 import subprocess
 import sys
@@ -48,6 +49,8 @@ class Plan:
     grace_s: float = _GRACE_S
     patience_s: float | None = None
     """After how long callers hang up: the mean of an exponential distribution, as people are."""
+    useful_s: float = math.inf
+    """Answers later than this don't count as goodput."""
 
     def head(self, length: int) -> bytes:
         """Returns the request's head."""
@@ -76,6 +79,8 @@ class Offered:
     """Answers with 200 that are not the expected bytes."""
     unanswered: int
     """All without an answer, `lost` and `unsent` among them: transport errors."""
+    late: int
+    """Answers with 200 that came too late to be of use."""
     goodput_per_s: float
     p50_s: float
     p99_s: float
@@ -274,7 +279,8 @@ def measure(plan: Plan) -> Offered:
     run = _Run(plan)
     start, end = uvloop.run(_offer(run))
     latencies = sorted(answered - due for due, answered in run.ok if start <= due) or [float("nan")]
-    done = sum(start <= answered <= end for _, answered in run.ok)
+    useful = [answered for due, answered in run.ok if answered - due <= plan.useful_s]
+    done = sum(start <= answered <= end for answered in useful)
     unanswered = run.sent - run.answered
     return Offered(
         sent=run.sent,
@@ -283,6 +289,7 @@ def measure(plan: Plan) -> Offered:
         lost=unanswered - run.unsent - sum(sent_at >= run.refused_at - 0.01 for sent_at in run.cut),
         wrong=run.wrong,
         unanswered=unanswered,
+        late=len(run.ok) - len(useful),
         goodput_per_s=done / plan.seconds,
         p50_s=percentile(latencies, 0.5),
         p99_s=percentile(latencies, 0.99),

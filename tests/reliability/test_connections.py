@@ -180,7 +180,7 @@ def flood(replica: Replica) -> tuple[int, int]:
     return taken, int(answer[9:12]) if answer else 0
 
 
-def flood_often(replica: Replica, figures: Figures, *, times: int = 20) -> None:
+def flood_often(replica: Replica, figures: Figures, *, times: int = 5) -> None:
     before = replica.resident_bytes()
     replica.forget_peak()
     found = [flood(replica) for _ in range(times)]

@@ -2,8 +2,6 @@
 
 import contextlib
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +13,6 @@ import pytest
 from losseval import Client
 from losseval.errors import LossevalError
 
-from benchmarks.servers import ROOT
 from tests.calls import EXAMPLE
 from tests.reliability.conftest import Figures
 from tests.reliability.load import offering, saturate
@@ -184,17 +181,3 @@ def test_a_second_sigterm_changes_nothing_and_sigint_skips_the_delay(figures: Fi
         started = time.monotonic()
         assert replica.process.wait(timeout=10) == 0
         figures(sigint_exit_s=time.monotonic() - started)
-
-
-def test_an_address_that_is_taken_is_an_exit_code_and_a_sentence() -> None:
-    with serving() as replica:
-        done = subprocess.run(
-            [sys.executable, "-m", "service", "--port", str(replica.port)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=30,
-        )
-    assert done.returncode == 1
-    assert "can't listen" in done.stderr
