@@ -19,10 +19,11 @@ from tests.reliability.load import offer, saturate
 from tests.reliability.replicas import GOLDEN_BODY, serving
 from tests.reliability.test_overload import MAX_QUEUE_S
 
-MULTIPLES: Final = (0.25, 0.5, 0.75, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0)
-UNBOUNDED: Final = (0.25, 0.5, 0.75, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0)
+MULTIPLES: Final = (0.25, 0.5, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
+UNBOUNDED: Final = (0.25, 0.5, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0)
 """Beyond, it answers nobody in time, and memory is all that grows."""
-SECONDS: Final = 8.0
+SECONDS: Final = 4.0
+TRIES: Final = 2
 LATE_S: Final = 2.0
 """An answer later than that is worth nothing to its caller."""
 _BOUNDED, _UNBOUNDED, _INK, _GRID = "#1f5fa8", "#c2570c", "#333333", "#d8d8d8"
@@ -41,22 +42,19 @@ class Point:
 
 
 def measure(multiples: Sequence[float], **settings: int) -> list[Point]:
-    """Measures one curve; a server that fell behind gets a fresh process for the next point."""
+    """Measures one curve: of two tries of each point, that of the quieter machine, where the generator was less late."""
     points = []
     for times in multiples:
-        with serving("fixed_device", is_unharmed=False, max_batch_requests=1, **settings) as replica:
-            peak = saturate(replica.port, GOLDEN_BODY, connections=16, seconds=2).requests_per_s
-            found = offer(replica.port, GOLDEN_BODY, rate=times * peak, seconds=SECONDS, useful_s=LATE_S, grace_s=20.0)
-        share = 1 / max(1, found.sent)
-        point = Point(
-            times,
-            found.goodput_per_s / peak,
-            found.p99_s,
-            found.answered("5") * share,
-            (found.late + found.unanswered) * share,
-        )
-        sys.stderr.write(f"{settings} {point} of a peak of {peak:.0f}/s\n")
-        points.append(point)
+        tries = []
+        for _ in range(TRIES):
+            with serving("fixed_device", is_unharmed=False, max_batch_requests=1, **settings) as replica:
+                peak = saturate(replica.port, GOLDEN_BODY, connections=16, seconds=2).requests_per_s
+                load = {"rate": times * peak, "seconds": SECONDS, "useful_s": LATE_S, "grace_s": 15.0}
+                tries.append((peak, offer(replica.port, GOLDEN_BODY, **load)))
+        peak, found = min(tries, key=lambda one: one[1].lag_p99_s)
+        refused, late = found.answered("5") / found.sent, (found.late + found.unanswered) / found.sent
+        points.append(Point(times, found.goodput_per_s / peak, found.p99_s, refused, late))
+        sys.stderr.write(f"{settings} {points[-1]} of a peak of {peak:.0f}/s\n")
     return points
 
 
