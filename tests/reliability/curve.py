@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -41,15 +41,15 @@ class Point:
     late: float
 
 
-def measure(multiples: Sequence[float], **settings: int) -> list[Point]:
-    """Measures one curve: of two tries of each point, that of the quieter machine, where the generator was less late."""
+def measure(multiples: Sequence[float], **settings: Any) -> list[Point]:
+    """Measures one curve: of two tries of each point, that in which the generator was less late."""
     points = []
     for times in multiples:
         tries = []
         for _ in range(TRIES):
             with serving("fixed_device", is_unharmed=False, max_batch_requests=1, **settings) as replica:
                 peak = saturate(replica.port, GOLDEN_BODY, connections=16, seconds=2).requests_per_s
-                load = {"rate": times * peak, "seconds": SECONDS, "useful_s": LATE_S, "grace_s": 15.0}
+                load: dict[str, Any] = {"rate": times * peak, "seconds": SECONDS, "useful_s": LATE_S, "grace_s": 15.0}
                 tries.append((peak, offer(replica.port, GOLDEN_BODY, **load)))
         peak, found = min(tries, key=lambda one: one[1].lag_p99_s)
         refused, late = found.answered("5") / found.sent, (found.late + found.unanswered) / found.sent

@@ -177,8 +177,9 @@ def test_tiny_requests_beyond_the_peak(times: int, fixed: Replica, figures: Figu
 @pytest.mark.parametrize("times", BARS)
 def test_large_json_beyond_the_peak(times: int, figures: Figures, *, waits: bool) -> None:
     """Of what the generator can offer: it shares the machine with the service, and a refused body costs both."""
+    load: dict[str, Any] = {"seconds": 8, "warmup_s": 2.0, "connections": 4, "expects_continue": waits}
     with serving() as replica:
-        overload(replica, times, figures, body=LARGE, seconds=10, connections=4, expects_continue=waits, warmup_s=3.0)
+        patiently(lambda: overload(replica, times, figures, bars=BARS[times], body=LARGE, **load))
 
 
 def hurried(replica: Replica, figures: Figures, *, bars: Bars = DISTURBED, **impatience: Any) -> None:
