@@ -17,6 +17,7 @@ from tests.wire import encode
 
 GOLDEN_BODY = encode({**EXAMPLE, "include": ["loss", "losses", "gradients"]})
 LIVEZ_S = 0.25
+_ATTEMPTS = 3
 _SAMPLE = re.compile(r"^losseval_(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 _golden: list[bytes] = []
 
@@ -147,3 +148,15 @@ def wait_until(is_so: Callable[[], bool], *, seconds: float, what: str) -> float
         assert waited < seconds, f"{what} took more than {seconds:g} s"
         time.sleep(0.01)
     return time.monotonic() - started
+
+
+def patiently(scenario: Callable[[], None]) -> None:
+    """Tries a long scenario up to three times: what another process of the machine spoils is measured again."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            scenario()
+        except AssertionError:
+            if attempt + 1 == _ATTEMPTS:
+                raise
+        else:
+            return

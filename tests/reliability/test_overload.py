@@ -4,7 +4,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from tests.api.test_raw_socket import head
 from tests.calls import BINARY, PATH
 from tests.reliability.conftest import Figures
 from tests.reliability.load import Offered, offer, saturate
-from tests.reliability.replicas import GOLDEN_BODY, LIVEZ_S, Replica, serving, total, wait_until
+from tests.reliability.replicas import GOLDEN_BODY, LIVEZ_S, Replica, patiently, serving, total, wait_until
 
 MAX_QUEUE_S = 1.0
 GOLDEN_ROWS = 3
@@ -35,8 +35,6 @@ class Bars:
 
 BARS = {2: Bars(0.97), 5: Bars(0.95), 10: Bars(0.90)}
 DISTURBED = Bars(0.80, p99_s=MAX_QUEUE_S + 0.8, for_nobody=0.05)
-ATTEMPTS = 3
-"""Of the long scenarios, at bars of time: what another process on the machine spoils is measured again."""
 TINY: dict[str, Any] = {"max_batch_requests": 1}
 """With the fixed device: some 180 requests a second, so that a generator in Python can offer ten times as many."""
 LARGE = JsonWorkload(256, 1000, 4).body
@@ -150,18 +148,6 @@ def test_without_a_bound_on_the_queue_overload_makes_answers_slow(figures: Figur
         pytest.raises(AssertionError, match=r"^p99 |getting back"),
     ):
         tiny(replica, 5, figures, bars=DISTURBED, seconds=2, grace_s=1.0)
-
-
-def patiently(scenario: Callable[[], None]) -> None:
-    """Tries a scenario up to three times."""
-    for attempt in range(ATTEMPTS):
-        try:
-            scenario()
-        except AssertionError:
-            if attempt + 1 == ATTEMPTS:
-                raise
-        else:
-            return
 
 
 @pytest.mark.reliability
