@@ -18,7 +18,7 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 IMAGE_TORCH := $(if $(filter file,$(origin TORCH_INDEX_URL)),,--build-arg TORCH_INDEX_URL=$(TORCH_INDEX_URL))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check check-deploy rules bench bench-cuda demo audit image up up-monitoring lock clean
+.PHONY: help serve test reliability soak check check-deploy rules bench bench-cuda demo audit image up up-monitoring lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 24
@@ -28,6 +28,12 @@ serve: $(READY) ## start the service, e.g. make serve ARGS="--port 9000"
 
 test: $(READY) ## all tests with branch coverage, e.g. make test ARGS="-k batcher"
 	$(BIN)/pytest --cov --cov-report=term $(ARGS)
+
+reliability: $(READY) ## hostile input, overload, faults: every scenario and its figures (half an hour)
+	$(BIN)/pytest tests/reliability -m "not soak" $(ARGS)
+
+soak: $(READY) ## minutes of everything at once, and a leak that must be found
+	$(BIN)/pytest tests/reliability -m soak $(ARGS)
 
 check: $(READY) ## lint, format, types, layers, dependencies; reports sizes
 	$(BIN)/ruff check

@@ -1,0 +1,313 @@
+"""More requests than can be answered: refused at once, never slow, never wrong, and every one accounted for."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+
+from benchmarks.servers import bare, running
+from benchmarks.workloads import JsonWorkload
+from tests.api.test_raw_socket import head
+from tests.calls import BINARY, PATH
+from tests.reliability.conftest import Figures
+from tests.reliability.load import Offered, offer, saturate
+from tests.reliability.replicas import GOLDEN_BODY, LIVEZ_S, Replica, patiently, serving, total, wait_until
+
+MAX_QUEUE_S = 1.0
+GOLDEN_ROWS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """What has to be reached; of requests that others of the same machine disturb, less in `make test`."""
+
+    goodput: float
+    p99_s: float = MAX_QUEUE_S + 0.3
+    for_nobody: float = 0.01
+
+
+BARS = {2: Bars(0.97), 5: Bars(0.95), 10: Bars(0.90)}
+DISTURBED = Bars(0.80, p99_s=MAX_QUEUE_S + 0.8, for_nobody=0.05)
+TINY: dict[str, Any] = {"max_batch_requests": 1}
+"""With the fixed device: some 180 requests a second, so that a generator in Python can offer ten times as many."""
+LARGE = JsonWorkload(256, 1000, 4).body
+
+
+@contextlib.contextmanager
+def watched(replica: Replica) -> Iterator[list[float]]:
+    """Asks `/livez` ten times a second while the block runs."""
+    found: list[float] = []
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(0.1):
+            found.append(replica.livez_s())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield found
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def answers(replica: Replica) -> dict[str, float]:
+    """Counts what the service says it has answered, by status."""
+    counters = replica.counters()
+    return {
+        code: total(counters, "http_requests_total", f'code="{code}"', f'route="{PATH}"')
+        for code in ("200", "499", "500", "503", "504")
+    }
+
+
+def check_books(offered: Offered, before: dict[str, float], after: dict[str, float]) -> None:
+    """The service's counters are the client's; who went without an answer is a 499."""
+    gone = offered.unanswered - offered.unsent
+    for code, count in after.items():
+        expected = gone if code == "499" else offered.statuses.get(code, 0)
+        assert count - before[code] == expected, f"{code}: {count - before[code]:g} there, {expected} here"
+
+
+def overload(
+    replica: Replica,
+    times: int,
+    figures: Figures,
+    *,
+    bars: Bars,
+    body: bytes,
+    seconds: float,
+    connections: int,
+    **options: Any,
+) -> None:
+    """Offers a multiple of the peak, and checks every bar."""
+    expected = httpx.post(f"{replica.url}{PATH}", content=body, headers={"content-type": "application/json"}).content
+    peak = saturate(replica.port, body, connections=connections, seconds=1.5).requests_per_s
+    before, rows_before = answers(replica), replica.counters()["rows_total"]
+    with watched(replica) as livez:
+        offered = offer(replica.port, body, expected=expected, rate=times * peak, seconds=seconds, **options)
+    recovery_s = wait_until(lambda: replica.golden().seconds < 0.1, seconds=2, what="getting back to normal")
+    after, computed = answers(replica), replica.counters()["rows_total"] - rows_before
+    goldens = after["200"] - before["200"] - offered.ok
+    rows = body.count(b"],[") + body.count(b"], [") + 1
+    nobody = 1 - (offered.ok * rows + goldens * GOLDEN_ROWS) / computed
+    goodput = offered.goodput_per_s / peak
+    figures(
+        f"{times}× the peak of {peak:.0f}/s",
+        goodput=f"{goodput:.1%}",
+        p99_ms=offered.p99_s * 1e3,
+        refusal_p99_ms=offered.refusal_p99_s * 1e3,
+        statuses=dict(offered.statuses),
+        unanswered=offered.unanswered,
+        rows_for_nobody=f"{nobody:.2%}",
+        recovery_s=recovery_s,
+        livez_worst_ms=max(livez) * 1e3,
+        generator_late_p99_ms=offered.lag_p99_s * 1e3,
+    )
+    after["200"] -= goldens
+    assert offered.wrong == 0
+    assert offered.p99_s <= bars.p99_s, f"p99 {offered.p99_s:.2f} s"
+    assert goodput >= bars.goodput, f"goodput {goodput:.1%}"
+    assert nobody <= bars.for_nobody, f"{nobody:.1%} of the rows were computed for nobody"
+    assert offered.answered("5") == offered.statuses.get("503", 0)
+    assert offered.unanswered == 0
+    assert sorted(livez)[int(0.99 * len(livez))] <= LIVEZ_S
+    check_books(offered, before, after)
+
+
+@pytest.fixture(scope="module")
+def fixed_replica() -> Iterator[Replica]:
+    with serving("fixed_device", max_inflight_bytes=2 << 30, **TINY) as replica:
+        yield replica
+
+
+@pytest.fixture
+def fixed(fixed_replica: Replica) -> Iterator[Replica]:
+    yield fixed_replica
+    fixed_replica.check_unharmed()
+
+
+def tiny(replica: Replica, times: int, figures: Figures, *, bars: Bars, seconds: float, **options: Any) -> None:
+    overload(replica, times, figures, bars=bars, body=GOLDEN_BODY, seconds=seconds, connections=16, **options)
+
+
+def test_five_times_the_peak(fixed: Replica, figures: Figures) -> None:
+    tiny(fixed, 5, figures, bars=DISTURBED, seconds=2)
+
+
+def test_without_a_bound_on_the_queue_overload_makes_answers_slow(figures: Figures) -> None:
+    with (
+        serving("fixed_device", is_unharmed=False, max_queue_ms=3_600_000, **TINY) as replica,
+        pytest.raises(AssertionError, match=r"^p99 |getting back"),
+    ):
+        tiny(replica, 5, figures, bars=DISTURBED, seconds=2, grace_s=1.0)
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("times", BARS)
+def test_tiny_requests_beyond_the_peak(times: int, fixed: Replica, figures: Figures) -> None:
+    patiently(lambda: tiny(fixed, times, figures, bars=BARS[times], seconds=10))
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("waits", [pytest.param(True, id="waits-for-100"), pytest.param(False, id="sends-at-once")])
+@pytest.mark.parametrize("times", BARS)
+def test_large_json_beyond_the_peak(times: int, figures: Figures, *, waits: bool) -> None:
+    """Of what the generator can offer: it shares the machine with the service, and a refused body costs both."""
+    load: dict[str, Any] = {"seconds": 8, "warmup_s": 2.0, "connections": 4, "expects_continue": waits}
+    with serving() as replica:
+        patiently(lambda: overload(replica, times, figures, bars=BARS[times], body=LARGE, **load))
+
+
+def hurried(replica: Replica, figures: Figures, *, bars: Bars = DISTURBED, **impatience: Any) -> None:
+    """Callers who can't wait as long as the queue is: what is computed for them is little."""
+    peak = saturate(replica.port, GOLDEN_BODY, connections=16, seconds=1.5).requests_per_s
+    rows_before = replica.counters()["rows_total"]
+    offered = offer(replica.port, GOLDEN_BODY, rate=3 * peak, seconds=2.5, warmup_s=0.0, **impatience)
+    wait_until(lambda: replica.counters()["queue_requests"] == 0, seconds=10, what="emptying the queue")
+    computed = (replica.counters()["rows_total"] - rows_before) / GOLDEN_ROWS
+    nobody = 1 - offered.ok / computed
+    figures(
+        rows_for_nobody=f"{nobody:.2%}",
+        goodput=f"{offered.goodput_per_s / peak:.1%}",
+        p99_ms=offered.p99_s * 1e3,
+        statuses=dict(offered.statuses),
+        hung_up=offered.unanswered,
+    )
+    assert nobody <= bars.for_nobody, f"{nobody:.1%} of the rows were computed for nobody"
+
+
+IMPATIENCE = [
+    pytest.param({"headers": {"X-Request-Timeout": "0.3"}}, id="deadline"),
+    pytest.param({"patience_s": 1.0}, id="hangs-up"),
+]
+
+
+@pytest.mark.parametrize("impatience", IMPATIENCE)
+def test_next_to_nothing_is_computed_for_those_who_do_not_wait(
+    impatience: dict[str, Any], fixed: Replica, figures: Figures
+) -> None:
+    hurried(fixed, figures, **impatience)
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("impatience", IMPATIENCE)
+def test_next_to_nothing_is_computed_for_those_who_do_not_wait_to_the_bar(
+    impatience: dict[str, Any], fixed: Replica, figures: Figures
+) -> None:
+    patiently(lambda: hurried(fixed, figures, bars=BARS[2], **impatience))
+
+
+def test_without_dropping_much_is_computed_for_nobody(figures: Figures) -> None:
+    with (
+        serving("fixed_device,computed_for_nobody", is_unharmed=False, **TINY) as replica,
+        pytest.raises(AssertionError, match="for nobody"),
+    ):
+        hurried(replica, figures, patience_s=1.0)
+
+
+@contextlib.contextmanager
+def trickling(port: int, size: int, count: int) -> Iterator[list[bool]]:
+    """Uploads that come at 128 KiB/s and never end."""
+    is_over = threading.Event()
+    uploaded: list[bool] = []
+
+    def upload() -> None:
+        with suppress(ConnectionError), socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(head(f"Content-Length: {size}", content_type=BINARY["content-type"]))
+            while not is_over.wait(0.25):
+                connection.sendall(bytes(1 << 15))
+            uploaded.append(True)
+
+    threads = [threading.Thread(target=upload) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield uploaded
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
+
+
+def beside_uploads(replica: Replica, figures: Figures) -> None:
+    alone = offer(replica.port, GOLDEN_BODY, rate=100, seconds=2)
+    with trickling(replica.port, 1 << 28, 2) as uploaded:
+        time.sleep(0.5)
+        beside = offer(replica.port, GOLDEN_BODY, rate=100, seconds=2)
+    figures(alone_p99_ms=alone.p99_s * 1e3, beside_p99_ms=beside.p99_s * 1e3, statuses=dict(beside.statuses))
+    assert beside.ok == beside.sent, f"refused beside uploads: {beside.statuses}"
+    assert len(uploaded) == 2, "an upload was cut off"
+    assert beside.p50_s <= 2 * alone.p50_s
+    assert beside.p99_s <= 2 * alone.p99_s + 0.02
+
+
+def test_two_slow_uploads_of_256_mib_delay_nobody(fixed: Replica, figures: Figures) -> None:
+    beside_uploads(fixed, figures)
+
+
+def test_uploads_that_count_as_work_keep_others_out(figures: Figures) -> None:
+    with (
+        serving("fixed_device,slow_upload_is_work", max_inflight_bytes=2 << 30, is_unharmed=False, **TINY) as replica,
+        pytest.raises(AssertionError, match="refused beside uploads"),
+    ):
+        beside_uploads(replica, figures)
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(240)
+def test_memory_under_ten_times_the_peak_is_bounded_and_flat(figures: Figures) -> None:
+    inflight = 256 << 20
+    with serving(max_inflight_bytes=inflight) as replica:
+        peak = saturate(replica.port, LARGE, connections=4, seconds=5).requests_per_s
+        replica.forget_peak()
+        offer(replica.port, LARGE, rate=peak, seconds=10, expects_continue=True)
+        at_peak = replica.peak_bytes()
+        offer(replica.port, LARGE, rate=10 * peak, seconds=30, expects_continue=True)
+        halfway = replica.peak_bytes()
+        offer(replica.port, LARGE, rate=10 * peak, seconds=30, expects_continue=True)
+        beyond = replica.peak_bytes()
+        figures(at_1x_mib=at_peak >> 20, after_30_s_mib=halfway >> 20, after_60_s_mib=beyond >> 20)
+        assert beyond <= at_peak + inflight
+        assert beyond <= halfway + (16 << 20)
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(120)
+def test_a_refusal_costs_little_more_than_the_bare_application(figures: Figures) -> None:
+    """CPU of the server's process: a held upload takes all bytes there are, so that everything else is refused."""
+    connections, seconds = 16, 4.0
+    with serving(max_inflight_bytes=1) as replica:
+        answer_cpu = replica.cpu_s()
+        answered = saturate(replica.port, GOLDEN_BODY, connections=1, seconds=seconds)
+        answer_cpu = (replica.cpu_s() - answer_cpu) / answered.answered
+        with socket.create_connection(("127.0.0.1", replica.port)) as holding:
+            holding.sendall(head("Content-Length: 1000", "Expect: 100-continue"))
+            assert holding.recv(1000).startswith(b"HTTP/1.1 100 ")
+            cpu = replica.cpu_s()
+            refused = saturate(replica.port, GOLDEN_BODY, connections=connections, seconds=seconds)
+            refusal_cpu = (replica.cpu_s() - cpu) / refused.answered
+        size = len(replica.golden().content)
+    assert refused.not_ok == refused.answered
+    with running(bare()) as server:
+        path, cpu = f"/?bytes={size}", server.cpu_s()
+        floor = saturate(server.port, GOLDEN_BODY, connections=connections, seconds=seconds, path=path)
+        bare_cpu = (server.cpu_s() - cpu) / floor.answered
+    figures(
+        refusal_us=refusal_cpu * 1e6,
+        bare_us=bare_cpu * 1e6,
+        ratio=refusal_cpu / bare_cpu,
+        r=refusal_cpu / answer_cpu,
+        bar="1.2 × bare",
+    )
+    assert refusal_cpu <= 1.2 * bare_cpu
