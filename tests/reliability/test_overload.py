@@ -20,7 +20,8 @@ from tests.calls import BINARY, PATH
 from tests.reliability.conftest import Figures
 from tests.reliability.load import Offered, offer, saturate
 from tests.reliability.marks import MARK
-from tests.reliability.replicas import GOLDEN_BODY, LIVEZ_S, Replica, patiently, serving, total, wait_untilfrom tests.wire import encode
+from tests.reliability.replicas import GOLDEN_BODY, LIVEZ_S, Replica, patiently, serving, total, wait_until
+from tests.wire import encode
 
 MAX_QUEUE_S = 1.0
 GOLDEN_ROWS = 3
