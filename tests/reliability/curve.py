@@ -75,7 +75,7 @@ def draw(bounded: Sequence[Point], unbounded: Sequence[Point]) -> Figure:
         offered = [point.offered for point in points]
         _line(left, offered, [point.goodput for point in points], color, name)
         _line(right, offered, [point.p99_s for point in points], color, name)
-    left.set_ylim(0, 1.1)
+    left.set_ylim(0, 1.25)
     right.set_yscale("log")
     right.set_yticks([0.01, 0.1, 1, 10], ["0.01", "0.1", "1", "10"])
     right.axhline(MAX_QUEUE_S, color=_INK, linewidth=1, linestyle=":", zorder=2)
