@@ -6,6 +6,7 @@ refuses is explained by a strict slow parser (`json_errors`).
 """
 
 import contextlib
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -28,8 +29,8 @@ _PART_ELEMENTS = 1 << 16
 """About two milliseconds of writing."""
 _SAFE = 6e4
 """Numbers up to here fit every dtype; F16 ends at 65,504."""
-_VECTORIZED_BYTES = 4096
-"""From here on numpy counts brackets faster than bytes.count does."""
+_BRACKETS = frozenset("[]")
+_UNMARKED = bytes({*range(256)} - {*b"[],"})
 
 
 def decode(body: Buffer, scalar_fields: Collection[str]) -> tuple[dict[str, Array], dict[str, object]]:
@@ -60,10 +61,8 @@ def decode(body: Buffer, scalar_fields: Collection[str]) -> tuple[dict[str, Arra
             arrays[name] = document.array(name, value)
         else:
             scalars[name] = _plain(name, value)
-            document.expected_brackets += (
-                value.count("[") if isinstance(value, str) else isinstance(value, simdjson.Array)
-            )
-    document.check_brackets()
+            document.lists_to_pass += isinstance(value, simdjson.Array)
+            document.has_brackets_in_strings |= not _BRACKETS.isdisjoint(repr(scalars[name])[1:-1])
     if "logits" in arrays:
         _settle_dtypes(arrays, document.nested)
     return arrays, scalars
@@ -124,8 +123,11 @@ class _Document:
     def __init__(self, body: Buffer) -> None:
         self.body = body
         self.root = _parse(body)
-        self.nested: dict[str, int] = {}
-        self.expected_brackets = 0
+        self.nested: set[str] = set()
+        self.lists_to_pass = 0
+        self.has_brackets_in_strings = False
+        self._marks: bytes | None = None
+        self._passed = 0
         self._substituted: Any = None
 
     def names(self, arrays: Collection[str], scalars: Collection[str]) -> list[str]:
@@ -145,42 +147,45 @@ class _Document:
             check_keys(name, keys)  # before any is looked up: each look-up walks the object
             refuse_duplicates(keys, (name,))
             fields = {key: _plain(name, value[key]) for key in keys}
-            self.expected_brackets += sum(isinstance(field, list) for field in fields.values())
+            self.lists_to_pass += sum(isinstance(field, list) for field in fields.values())
             return decode_tensor(name, fields)
-        self.nested[name] = 0
+        self.nested.add(name)
         if isinstance(value, simdjson.Array):
             return self._flat(name, value)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise explain_element(name, value)
         return np.array(value)
 
-    def check_brackets(self) -> None:
-        """Refuses arrays hidden among numbers, as in [[1, 2], [3, [4]]], which flatten to the right count.
-
-        The rows' lengths are checked already, so every bracket that should be there is. More of them stand in strings
-        or hide in rows.
-        """
-        if _count_brackets(self.body) > self.expected_brackets:
-            for name, rank in self.nested.items():
-                if rank:
-                    _check_leaves(name, self.root[name], rank, ())
-
     def _flat(self, name: str, value: Any) -> Array:  # noqa: ANN401
         shape = _shape(name, value)
-        lists = 1
-        for size in shape[:-1]:
-            self.expected_brackets += lists
-            lists *= size
-        self.expected_brackets += lists
-        self.nested[name] = len(shape)
         numbers = self._numbers(name, value)
-        if len(shape) > 1:
-            _check_even(name, value, shape, ())
-        if numbers.size != lists * shape[-1]:
+        if numbers.size != math.prod(shape) or self.has_brackets_in_strings or not self._is_even(shape):
+            if len(shape) > 1:
+                _check_even(name, value, shape, ())
             _check_leaves(name, value, len(shape), ())
-            # simdjson counts the elements of a list in 24 bits.
-            raise ShapeMismatch.at(f"#/{name}", "a list is longer than 16,777,214; send a tensor object")
+            if numbers.size != math.prod(shape):
+                # simdjson counts the elements of a list in 24 bits.
+                raise ShapeMismatch.at(f"#/{name}", "a list is longer than 16,777,214; send a tensor object")
         return numbers.reshape(shape)
+
+    def _is_even(self, shape: tuple[int, ...]) -> bool:
+        """Compares the brackets and commas of the next array with those it must have.
+
+        Counting numbers is not enough: [[1, 2], [3, [4]]] flattens to as many. Nor are marks: [] and [1] have the same.
+        """
+        if self._marks is None:
+            self._marks = bytes(self.body).translate(None, _UNMARKED)
+        while self.lists_to_pass:
+            self._passed = self._marks.find(b"]", self._passed) + 1
+            self.lists_to_pass -= 1
+        start = self._marks.find(b"[", self._passed)
+        expected = b""
+        for size in reversed(shape):
+            if (len(expected) + 1) * size > len(self._marks):
+                return False
+            expected = b"[%b]" % ((expected + b",") * size)[:-1]
+        self._passed = start + len(expected)
+        return self._marks.startswith(expected, start)
 
     def _numbers(self, name: str, value: Any) -> Array:  # noqa: ANN401
         kinds = "iud" if name == "labels" else "d"
@@ -277,12 +282,6 @@ def _check_leaves(name: str, value: Any, rank: int, path: JsonPath) -> None:  # 
             raise ShapeMismatch.at(pointer((name, *path, index)), "ragged: lists and numbers side by side")
         if rank > 1:
             _check_leaves(name, item, rank - 1, (*path, index))
-
-
-def _count_brackets(body: Buffer) -> int:
-    if not isinstance(body, memoryview) and len(body) < _VECTORIZED_BYTES:
-        return body.count(b"[")
-    return int(np.count_nonzero(np.frombuffer(body, dtype=np.uint8) == ord("[")))
 
 
 def _settle_dtypes(arrays: dict[str, Array], nested: Collection[str]) -> None:

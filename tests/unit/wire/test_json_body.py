@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from service.dtypes import Array, Buffer
+from service.errors import ShapeMismatch
 from service.wire import json_body
 
 GENERATOR = np.random.default_rng(3)
@@ -108,3 +109,41 @@ def test_arrays_within_a_mapping_are_nested_too() -> None:
         },
         "warnings": [],
     }
+
+
+RAGGED = [
+    pytest.param("[[1,2],[3],[4,5,6]]", id="as-many-numbers"),
+    pytest.param("[[1,2],[3,[4]]]", id="list-among-numbers"),
+    pytest.param("[[[1]],[[2,3]],[[]]]", id="as-many-numbers-three-deep"),
+    pytest.param("[[],[1]]", id="one-where-none-was"),
+    pytest.param("[[1],[]]", id="none-where-one-was"),
+    pytest.param("[[1,2],[3,4],5,6]", id="numbers-for-a-list"),
+    pytest.param("[[[1],[2]],[[3]],[[4]]]", id="short-in-the-middle"),
+]
+FRONTS = [
+    pytest.param("", id="first"),
+    pytest.param('"include":["loss","losses"],', id="behind-a-list"),
+    pytest.param('"model":"[[,],[,],[,]]",', id="behind-a-string-like-it"),
+    pytest.param('"model":"]","include":["loss","losses"],', id="behind-half-a-list-in-a-string"),
+    pytest.param('"labels":{"dtype":"I8","shape":[1],"data":"AA=="},', id="behind-a-tensor-object"),
+    pytest.param('"weight":[1,2],"sample_weight":[[1,2],[3,4]],', id="behind-arrays"),
+]
+
+
+@pytest.mark.parametrize("front", FRONTS)
+@pytest.mark.parametrize("ragged", RAGGED)
+def test_uneven_nesting_is_found_whatever_comes_before_and_after(ragged: str, front: str) -> None:
+    body = f'{{{front}"logits":{ragged},"grad_output":[[1,2],[3,4],[5,6]]}}'.encode()
+    with pytest.raises(ShapeMismatch) as caught:
+        json_body.decode(body, {"model", "include"})
+    assert caught.value.errors[0].pointer.startswith("#/logits/")
+
+
+@pytest.mark.parametrize("front", FRONTS)
+@pytest.mark.parametrize("shape", [(3, 2), (3, 1), (2, 1, 1), (1, 3, 2), (2, 0), (0,), (2, 3, 0)])
+def test_even_nesting_is_read_whatever_comes_before(shape: tuple[int, ...], front: str) -> None:
+    numbers = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    body = f'{{{front}"logits":{numbers.tolist()}}}'.encode()
+    found = json_body.decode(body, {"model", "include"})[0]["logits"]
+    assert found.shape == shape
+    np.testing.assert_array_equal(found, numbers)
