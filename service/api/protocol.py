@@ -40,9 +40,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own is narrower
         """Puts a gathering transport between the protocol and the socket."""
-        transport.set_write_buffer_limits(high=0)  # whatever the other side doesn't read is noticed
         gathering = GatheringTransport(transport, self.loop, linger_s=self._settings.linger_timeout)
         super().connection_made(gathering)  # type: ignore[arg-type]  # all that is used of one
+        transport.set_write_buffer_limits(high=1)  # whatever the other side doesn't read is noticed; 0 confuses TLS
         self._close_after(self._settings.header_timeout)
         if len(self.connections) > self._settings.max_connections:
             self._refuse(Overloaded(f"{self._settings.max_connections} connections are open, as many as may be."))
