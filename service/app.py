@@ -93,7 +93,7 @@ def create_app(settings: Settings | None = None) -> Application:
     metrics.watch(batcher.__len__, lambda: admission.queue_s)
     state = Health(batcher)
     monitor = Monitor(device, metrics.models)
-    models = ModelsFile(settings.models_file, metrics.models) if settings.models_file else None
+    models = ModelsFile(settings.models_file, metrics.models.declare) if settings.models_file else None
     files = [one for one in (keys, models) if one is not None]
 
     @asynccontextmanager

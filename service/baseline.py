@@ -12,7 +12,6 @@ import yaml
 from .api.schemas import SCALAR_FIELDS, parse_options
 from .engine.device import TorchDevice
 from .errors import ServiceError
-from .host import cpu_quota
 from .loss.samples import Pool, Samples, pieces
 from .loss.validation import SizeLimits, validate
 from .telemetry.models import parse
@@ -24,7 +23,7 @@ _ANY_SIZE = SizeLimits(max_classes=sys.maxsize, max_elements=sys.maxsize)
 def main(arguments: Sequence[str]) -> None:
     """Prints a MODELS_FILE with one entry; a bad file or value ends the process with status 2."""
     options = _parser().parse_args(arguments)
-    device = TorchDevice("cpu", threads=cpu_quota())
+    device = TorchDevice("cpu", threads=1)
     samples: list[Samples] = []
     classes: set[int] = set()
     for path in options.files:
@@ -56,7 +55,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _baseline(samples: Sequence[Samples]) -> dict[str, float]:
-    nll = np.concatenate([one.nll for one in samples])
+    nll = np.concatenate([np.zeros(0), *(one.nll for one in samples)])
     finite = nll[np.isfinite(nll)]
     if finite.size < nll.size:
         sys.stderr.write(f"{nll.size - finite.size} samples have no finite loss and were left out of it\n")

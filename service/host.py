@@ -2,9 +2,11 @@
 
 import ctypes
 import os
+import time
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_SETTLED_S = 1.0
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -48,7 +50,7 @@ class WatchedFile:
         self._seen: tuple[int, int, int] | None = None
 
     def changed(self) -> bytes | None:
-        """Returns the content at the first call and after each change, else None.
+        """Returns the content at the first call and after each change that is a second old, else None.
 
         Raises:
             OSError: It can't be read; the next call tries again.
@@ -56,7 +58,9 @@ class WatchedFile:
         # Looked at before it is read: what changes in between is found by the next look.
         status = self.path.stat()
         seen = (status.st_mtime_ns, status.st_ino, status.st_size)
-        if seen == self._seen:
+        # What is still being written is left for the next look.
+        is_settled = self._seen is None or abs(time.time() - status.st_mtime) > _SETTLED_S
+        if seen == self._seen or not is_settled:
             return None
         content = self.path.read_bytes()
         self._seen = seen

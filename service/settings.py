@@ -124,11 +124,19 @@ class Settings(BaseSettings):
         None, description="text or json; by default text on a terminal, else json."
     )
 
-    @field_validator("port", mode="before")
+    @field_validator("port", "metrics_port", mode="before")
     @classmethod
-    def _ignore_service_links(cls, port: object) -> object:
+    def _ignore_service_links(cls, port: object, info: ValidationInfo) -> object:
         """Kubernetes sets LOSSEVAL_PORT=tcp://… beside a Service called losseval; that is not meant for us."""
-        return 8000 if isinstance(port, str) and port.startswith("tcp://") else port
+        is_link = isinstance(port, str) and port.startswith("tcp://")
+        return cls.model_fields[info.field_name or ""].default if is_link else port
+
+    @field_validator("metrics_port")
+    @classmethod
+    def _check_metrics_port(cls, metrics_port: int | None, info: ValidationInfo) -> int | None:
+        if metrics_port is not None and metrics_port == info.data.get("port"):
+            raise ValueError("must be another than the port of the service")
+        return metrics_port
 
     @field_validator("forwarded_allow_ips")
     @classmethod

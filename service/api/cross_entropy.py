@@ -17,7 +17,6 @@ from ..errors import NotReady
 from ..loss.evaluation import answer_size, working_bytes
 from ..loss.options import LossOptions
 from ..telemetry.model_metrics import ModelMetrics
-from ..telemetry.models import Source
 from ..telemetry.record import BatchRecord, RequestRecord
 from ..wire import json_body, safetensors_body
 from .body import ClientGone, Interruption, abandoned_when_gone, read_body
@@ -44,7 +43,7 @@ class CrossEntropy:
         admission: Admission,
         limits: BodyLimits,
         health: Health,
-        monitor: Monitor[Source],
+        monitor: Monitor,
         models: ModelMetrics,
     ) -> None:
         self._evaluator = evaluator
@@ -125,6 +124,8 @@ class CrossEntropy:
         record.encoded_s = encoded - record.started
         _note(record, evaluated, decode_s, encode_s)
         work_s = decode_s + evaluated.computed.compute_share_s + encode_s
+        if request.origin is not None:
+            work_s += self._monitor.work_s(evaluated.evaluation.elements)
         self._admission.observe(head.wire, request.size, work_s)
         return payload
 

@@ -4,41 +4,28 @@ import asyncio
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from time import perf_counter
+from typing import Protocol
 
 import numpy as np
 
 from ..dtypes import Array
 from ..loss.evaluation import Evaluation
-from ..loss.samples import Pool, Samples, Tally, pieces, pool_key
+from ..loss.samples import Pool, Samples, Source, Tally, pieces, pool_key
 from .batcher import Device
 from .evaluator import off_loop_if
 
 DUE_REQUESTS = 512
 DUE_ELEMENTS = 1 << 16
 """What may lie about uncounted: less than a large request takes, and so much that a small one costs next to nothing."""
+DUE_POOLS = 32
+_LEARNING = 0.1
 
 
-class Source(Hashable, Protocol):
-    """Where samples come from; samples of equal sources are counted together."""
-
-    @property
-    def temperature(self) -> float:
-        """What the model's logits are divided by."""
-
-    @property
-    def classes(self) -> int | None:
-        """How many classes are told apart, None for not at all."""
-
-
-SourceT = TypeVar("SourceT", bound=Source)
-_Source_contra = TypeVar("_Source_contra", bound=Source, contravariant=True)
-
-
-class SampleMetrics(Protocol[_Source_contra]):
+class SampleMetrics(Protocol):
     """What the monitor reports."""
 
-    def add(self, source: _Source_contra, tally: Tally) -> None:
+    def add(self, source: Source, tally: Tally) -> None:
         """Samples of a source were computed."""
 
     def unmonitored(self, rows: int, error: Exception) -> None:
@@ -46,30 +33,43 @@ class SampleMetrics(Protocol[_Source_contra]):
 
 
 @dataclass(slots=True)
-class _Noted(Generic[SourceT]):
+class _Noted:
     """Evaluations that are computed together, and the source of each."""
 
     pool: Pool
-    sources: list[SourceT] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
+    counted_rows: int = 0
+
+    @property
+    def source_of(self) -> Array:
+        """For each row the index of its source among the distinct ones."""
+        index = {source: number for number, source in enumerate(dict.fromkeys(self.sources))}
+        return np.repeat([index[source] for source in self.sources], self.pool.rows)
 
 
-class Monitor(Generic[SourceT]):
-    """Computes the plain loss of what was noted, in passes of its own: no answer waits for them."""
+class Monitor:
+    """Computes the plain loss of what was noted in passes of its own, on the same device as the answers."""
 
-    def __init__(self, device: Device, metrics: SampleMetrics[SourceT]) -> None:
+    def __init__(self, device: Device, metrics: SampleMetrics) -> None:
         self._device = device
         self._metrics = metrics
-        self._noted: dict[Hashable, _Noted[SourceT]] = {}
+        self._noted: dict[Hashable, _Noted] = {}
         self._requests = 0
         self._elements = 0
         self._settling = asyncio.Lock()
+        self._s_per_element = 0.0
 
     @property
     def is_due(self) -> bool:
         """Whether so much is noted that it should be counted now."""
-        return self._requests >= DUE_REQUESTS or self._elements >= DUE_ELEMENTS
+        is_large = self._requests >= DUE_REQUESTS or self._elements >= DUE_ELEMENTS
+        return is_large or len(self._noted) >= DUE_POOLS
 
-    def note(self, evaluation: Evaluation, source: SourceT) -> None:
+    def work_s(self, elements: int) -> float:
+        """Estimates the seconds it takes to count so many logits."""
+        return self._s_per_element * elements
+
+    def note(self, evaluation: Evaluation, source: Source) -> None:
         """Remembers an evaluation that was answered."""
         self._requests += 1
         self._elements += evaluation.elements
@@ -83,34 +83,44 @@ class Monitor(Generic[SourceT]):
         noted.sources.append(source)
 
     async def settle(self) -> None:
-        """Counts all that is noted, and waits for what is being counted already."""
+        """Counts all that is noted, and waits for what is being counted already; to the end, whoever waits for it."""
+        await asyncio.shield(self._settle())
+
+    async def _settle(self) -> None:
         async with self._settling:
-            groups, self._noted = self._noted, {}
+            all_noted, self._noted = self._noted, {}
             self._requests = self._elements = 0
-            for noted in groups.values():
-                await self._count(noted)
+            for noted in all_noted.values():
+                try:
+                    await self._count(noted)
+                except Exception as error:  # noqa: BLE001 - the requests are answered: only the operator is to know
+                    self._metrics.unmonitored(sum(noted.pool.rows) - noted.counted_rows, error)
 
-    async def _count(self, noted: _Noted[SourceT]) -> None:
-        numbers = {source: number for number, source in enumerate(dict.fromkeys(noted.sources))}
-        source_of = None
-        if len(numbers) > 1:
-            source_of = np.repeat([numbers[one] for one in noted.sources], [len(rows) for rows in noted.pool.logits])
-        whole = noted.pool.evaluation(temperature=noted.sources[0].temperature)
-        for part, piece in pieces(whole):
-            try:
-                rows = (await self._device.run([piece])).rows
-            except Exception as error:  # noqa: BLE001 - its request is answered: nobody but the operator is to know
-                self._metrics.unmonitored(piece.rows, error)
-                continue
-            tally = partial(_tallies, piece, rows, numbers, None if source_of is None else source_of[part])
-            for source, counted in await off_loop_if(piece.elements, tally):
-                self._metrics.add(source, counted)
+    async def _count(self, noted: _Noted) -> None:
+        sources = list(dict.fromkeys(noted.sources))
+        source_of = noted.source_of if len(sources) > 1 else None
+        for part, piece in pieces(noted.pool.evaluation(temperature=sources[0].temperature)):
+            started = perf_counter()
+            rows = (await self._device.run([piece])).rows
+            apart = partial(_apart, piece, rows, None if source_of is None else source_of[part])
+            for number, samples in await off_loop_if(4 * piece.rows, apart):
+                source = sources[number]
+                tally = await off_loop_if(4 * piece.rows, partial(Tally.of, samples, classes=source.classes))
+                self._metrics.add(source, tally)
+                await asyncio.sleep(0)  # others have their turn, however many sources there are
+            noted.counted_rows += piece.rows
+            self._learn((perf_counter() - started) / max(1, piece.elements))
+
+    def _learn(self, s_per_element: float) -> None:
+        self._s_per_element += _LEARNING * (s_per_element - self._s_per_element)
 
 
-def _tallies(
-    piece: Evaluation, rows: Mapping[str, Array], numbers: Mapping[SourceT, int], source_of: Array | None
-) -> list[tuple[SourceT, Tally]]:
+def _apart(piece: Evaluation, rows: Mapping[str, Array], source_of: Array | None) -> list[tuple[int, Samples]]:
+    """Returns the samples of each source, by its index."""
     samples = Samples.of(piece, rows)
     if source_of is None:
-        return [(source, Tally.of(samples, classes=source.classes)) for source in numbers]
-    return [(source, Tally.of(samples[source_of == one], classes=source.classes)) for source, one in numbers.items()]
+        return [(0, samples)]
+    order = np.argsort(source_of, kind="stable")
+    present, starts = np.unique(source_of[order], return_index=True)
+    parts = zip(present.tolist(), np.split(order, starts[1:]), strict=True)
+    return [(number, samples[of_source]) for number, of_source in parts]

@@ -189,6 +189,8 @@ def _index_rows(block: _Block) -> None:
     ln_z = torch.where(d_y == 0, rest.log1p(), z.log())
     nll = ln_z - d_y
     found = {"maximum": maximum, "nll": nll, "losses": nll}
+    if block.wants("confidence"):
+        found["confidence"] = z.reciprocal()  # of the largest, whose exponential is 1
     if block.wants("gradient_norm"):
         found["gradient_norm"] = row_diagnostics.norm_beside_label(e, rest, z)
     if block.wants("probabilities"):
@@ -249,6 +251,7 @@ def _probability_rows(block: _Block) -> None:
     z = rest + 1
     ln_z = rest.log1p()
     found = {"maximum": maximum, "target": target, "nll": t.sum(1, keepdim=True) * ln_z - plain_linear}
+    found["confidence"] = z.reciprocal()
     if block.wants("label_entropy"):
         found["label_entropy"] = row_diagnostics.label_entropy(t)
     if block.wants("gradient_norm"):

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+_LONG_ROW = 64
+
 
 def before_exponential(found: dict[str, Tensor], outputs: frozenset[str], logits: Tensor, d: Tensor, y: Tensor) -> None:
     """Adds what needs the order of the logits; y is the label, or the largest of probability labels."""
@@ -13,19 +15,23 @@ def before_exponential(found: dict[str, Tensor], outputs: frozenset[str], logits
     if "rank" in outputs:
         found["rank"] = (logits > logits.gather(1, y)).sum(1, keepdim=True)
     if "predictions" in outputs:
-        found["predictions"] = logits.argmax(1, keepdim=True)
+        found["predictions"] = _argmax(logits)
 
 
 def after_exponential(found: dict[str, Tensor], outputs: frozenset[str], e: Tensor) -> None:
     """Adds what needs all exponentials e = exp d; the largest are 1, and are left out of the logarithm."""
-    if not outputs & {"entropy", "confidence"}:
+    if "entropy" not in outputs:
         return
     largest = e == 1
     rest = e.masked_fill(largest, 0.0).sum(1, keepdim=True) + (largest.sum(1, keepdim=True) - 1)
-    if "entropy" in outputs:
-        found["entropy"] = rest.log1p() - torch.xlogy(e, e).sum(1, keepdim=True) / (1 + rest)
-    if "confidence" in outputs:
-        found["confidence"] = (1 + rest).reciprocal()
+    found["entropy"] = rest.log1p() - torch.xlogy(e, e).sum(1, keepdim=True) / (1 + rest)
+
+
+def _argmax(logits: Tensor) -> Tensor:
+    # On the CPU torch looks at one number after the other; numpy, within long rows, at many at once.
+    if logits.device.type == "cpu" and logits.dtype == torch.float32 and logits.shape[1] >= _LONG_ROW:
+        return torch.from_numpy(logits.numpy().argmax(1, keepdims=True))
+    return logits.argmax(1, keepdim=True)
 
 
 def norm_beside_label(e: Tensor, rest: Tensor, z: Tensor) -> Tensor:

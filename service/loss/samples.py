@@ -113,6 +113,20 @@ def calibration_bins(confidence: Array) -> Array:
     return bins
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where samples come from, by declared names; samples of equal sources are counted together.
+
+    `segment` is None for none, `classes` where classes are not told apart.
+    """
+
+    model: str
+    version: str
+    segment: str | None
+    temperature: float
+    classes: int | None
+
+
 def pool_key(evaluation: Evaluation) -> tuple[object, ...]:
     """Returns what evaluations must agree in to be pooled."""
     logits, labels = evaluation.logits, evaluation.labels
@@ -128,6 +142,11 @@ class Pool:
     labels: list[Array] = field(default_factory=list)
     ignored: list[Array | None] = field(default_factory=list)
 
+    @property
+    def rows(self) -> list[int]:
+        """How many each evaluation has."""
+        return [len(rows) for rows in self.logits]
+
     def add(self, evaluation: Evaluation) -> None:
         """Adds the rows of an evaluation."""
         self.logits.append(evaluation.logits)
@@ -139,8 +158,8 @@ class Pool:
         logits, labels = _joined(self.logits), _joined(self.labels)
         ignored = None
         if any(one is not None for one in self.ignored):
-            pairs = zip(self.ignored, self.logits, strict=True)
-            ignored = _joined([np.zeros(len(rows), dtype=bool) if one is None else one for one, rows in pairs])
+            pairs = zip(self.ignored, self.rows, strict=True)
+            ignored = _joined([np.zeros(rows, dtype=bool) if one is None else one for one, rows in pairs])
         has_indices = labels.ndim == 1
         # As for any loss: where probabilities meet their labels, float32 cancels.
         is_wide = not has_indices or logits.dtype == np.float64

@@ -13,9 +13,9 @@ from functools import partial
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from ..loss.samples import CALIBRATION_BINS, LOSS_EDGES, Tally
+from ..loss.samples import CALIBRATION_BINS, LOSS_EDGES, Source, Tally
 from .histogram import Histogram
-from .models import OTHER, Model, Models, Source
+from .models import OTHER, Model, Models
 from .recent import Recent
 
 _DELAYS = (1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 43200.0, 86400.0, 172800.0, 604800.0, 1209600.0, 2592000.0)
@@ -82,7 +82,7 @@ class ModelMetrics:
         self._repeated = counter("repeated_requests", "Requests not counted: their X-Request-Id was counted lately.")
         self._unmonitored = counter("unmonitored_samples", "Samples not counted: their losses could not be computed.")
         self._valid = gauge("models_file_valid", "1, or 0 while the newest MODELS_FILE is bad and an older one holds.")
-        self.declare(Models())
+        self.declare(Models.model_construct(models=()))
 
     def declare(self, models: Models | None) -> None:
         """Makes the series of what is declared now, and ends those of what was; the others go on counting.
@@ -133,9 +133,9 @@ class ModelMetrics:
             classes: Of its logits.
             samples: How many are not ignored.
             predicted_at: When the model answered.
-            request_id: By which a retry is known; None if the caller gave none.
+            request_id: By which, together with the names, a retry is known; None if the caller gave none.
         """
-        if request_id is not None and self._recent.is_repeated(request_id):
+        if request_id is not None and self._recent.is_repeated((request_id, named)):
             self._repeated.inc()
             return None
         source = self._sources.get((named, classes)) or self._resolve(named, classes)

@@ -1,10 +1,10 @@
 """The models whose losses are counted by name, declared in MODELS_FILE; whatever else is named counts as `other`."""
 
+import itertools
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated
 
 import structlog
 import yaml
@@ -78,7 +78,7 @@ class Model(_Declared):
 class Models(_Declared):
     """All declared models."""
 
-    models: tuple[Model, ...] = ()
+    models: tuple[Model, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _check_pairs(self) -> "Models":
@@ -86,6 +86,10 @@ class Models(_Declared):
         for index, (model, version) in enumerate(pairs):
             if (model, version) in pairs[:index]:
                 message = f"model {model!r}, version {version!r} is declared twice"
+                raise ValueError(message)
+        for one, other in itertools.combinations(self.models, 2):
+            if one.model == other.model and (one.classes, one.label_interval) != (other.classes, other.label_interval):
+                message = f"the entries of model {one.model!r} differ in classes or label_interval"
                 raise ValueError(message)
         if len(pairs) > MAX_PAIRS:
             message = f"{len(pairs)} pairs of model and version; at most {MAX_PAIRS} are told apart"
@@ -97,35 +101,17 @@ class Models(_Declared):
         return {pair: model for model in self.models for pair in model.pairs()}
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where samples come from, as labels: declared names, `other`, or no segment."""
-
-    model: str
-    version: str
-    segment: str | None
-    temperature: float
-    classes: int | None
-
-
-class Declarable(Protocol):
-    """Takes declarations over."""
-
-    def declare(self, models: Models | None) -> None:
-        """Puts new ones in force; None says that the newest ones are bad, and the last good ones stay."""
-
-
 class ModelsFile:
     """The file of declarations, put in force whenever it changes."""
 
-    def __init__(self, path: Path, metrics: Declarable) -> None:
-        """Reads it for the first time.
+    def __init__(self, path: Path, declare: Callable[[Models | None], None]) -> None:
+        """Reads it for the first time; `declare` puts declarations in force, or is told by None that they are bad.
 
         Raises:
             ValueError: It can't be read, or is not good.
         """
         self._file = WatchedFile(path)
-        self._metrics = metrics
+        self._declare = declare
         self._error: str | None = None
         self._load()
 
@@ -136,7 +122,7 @@ class ModelsFile:
         except ValueError as error:
             if str(error) != self._error:
                 self._error = str(error)
-                self._metrics.declare(None)
+                self._declare(None)
                 _log.warning("the models file is not good; the last good one stays in force", error=self._error)
 
     def _load(self) -> None:
@@ -152,7 +138,7 @@ class ModelsFile:
         except ValueError as error:
             raise ValueError(f"--models-file {path}: {error}") from None
         self._error = None
-        self._metrics.declare(models)
+        self._declare(models)
         _log.info("models file", path=str(path), models=len(models.models))
 
 
@@ -163,7 +149,7 @@ def parse(content: bytes) -> Models:
         ValueError: It is not YAML, or not what is expected; the message says where.
     """
     try:
-        return Models.model_validate(yaml.safe_load(content) or {})
+        return Models.model_validate(yaml.safe_load(content))
     except yaml.YAMLError as error:
         raise ValueError(f"not YAML: {error}") from None
     except ValidationError as error:

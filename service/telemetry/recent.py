@@ -1,7 +1,7 @@
 """What was seen lately: bounded in time and in number."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 
 class Recent:
@@ -11,9 +11,9 @@ class Recent:
         self._seconds = seconds
         self._limit = limit
         self._clock = clock
-        self._seen_at: OrderedDict[str, float] = OrderedDict()
+        self._seen_at: OrderedDict[Hashable, float] = OrderedDict()
 
-    def is_repeated(self, name: str) -> bool:
+    def is_repeated(self, name: Hashable) -> bool:
         """Tells whether the name was seen within the time, and remembers a new one from now on."""
         now = self._clock()
         while self._seen_at and self._oldest() <= now - self._seconds:

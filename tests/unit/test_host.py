@@ -8,6 +8,12 @@ import pytest
 from service.host import WatchedFile
 
 
+@pytest.fixture(autouse=True)
+def files_are_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However new they are."""
+    monkeypatch.setattr("service.host._SETTLED_S", -1.0)
+
+
 def test_a_watched_file_is_read_at_first_and_after_each_change(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("one")
@@ -53,3 +59,18 @@ def test_a_file_that_goes_and_comes_back_unchanged_is_no_change(tmp_path: Path) 
             watched.changed()
     away.rename(path)
     assert watched.changed() is None
+
+
+def test_a_file_that_is_being_written_is_left_for_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.host._SETTLED_S", 1.0)
+    path = tmp_path / "file"
+    path.write_text("first")
+    watched = WatchedFile(path)
+    assert watched.changed() == b"first"
+    path.write_text("half")
+    assert watched.changed() is None
+    path.write_text("half and half")
+    os.utime(path, (1, 1))
+    assert watched.changed() == b"half and half"

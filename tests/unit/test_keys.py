@@ -37,6 +37,12 @@ def path(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.fixture(autouse=True)
+def files_are_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However new they are."""
+    monkeypatch.setattr("service.host._SETTLED_S", -1.0)
+
+
 def test_a_key_has_a_holder_and_nothing_else_has(path: Path) -> None:
     ring = KeyRing(path)
     assert [ring.holder_of(key) for key in (b"a-key", b"b-key")] == ["alice", "bob"]

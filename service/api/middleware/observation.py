@@ -61,6 +61,8 @@ class Observation:
             else:
                 record.sent_bytes += len(message.get("body", b""))
             await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                record.duration_s = time.perf_counter() - record.started
 
         self._metrics.in_flight += 1
         try:
@@ -74,7 +76,7 @@ class Observation:
         return [*headers, _CLOSE] if self._health.is_draining or record.holds_back_body else headers
 
     def _finish(self, scope: Scope, record: RequestRecord) -> None:
-        record.duration_s = time.perf_counter() - record.started
+        record.duration_s = record.duration_s or time.perf_counter() - record.started  # the caller went
         if record.route == "other" and "route" in scope:
             record.route = getattr(scope["route"], "path", "other")
         is_quiet = record.route in _QUIET_ROUTES

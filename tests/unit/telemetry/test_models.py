@@ -16,7 +16,7 @@ models:
     temperature: 1.5
     baseline: {mean: 0.2, stddev: 0.4, accuracy: 0.97}
     label_interval: 6h
-  - {model: digits, versions: ["3"]}
+  - {model: digits, versions: ["3"], classes: 10, label_interval: 6h}
 """
 
 
@@ -26,16 +26,12 @@ def test_everything_declared_is_read() -> None:
     assert (first.temperature, first.label_interval) == (1.5, 6 * 3600)
     assert first.baseline is not None
     assert (first.baseline.mean, first.baseline.stddev, first.baseline.accuracy) == (0.2, 0.4, 0.97)
-    assert (second.temperature, second.baseline, second.label_interval) == (1.0, None, None)
+    assert (second.temperature, second.baseline, second.label_interval) == (1.0, None, 6 * 3600)
     assert set(parse(GOOD).by_pair()) == {("digits", "1"), ("digits", "2"), ("digits", "3")}
 
 
 def test_a_model_without_versions_has_the_empty_one() -> None:
     assert list(parse(b"models: [{model: a}]").by_pair()) == [("a", "")]
-
-
-def test_an_empty_file_declares_nothing() -> None:
-    assert parse(b"") == Models()
 
 
 def test_fifty_pairs_are_taken() -> None:
@@ -46,6 +42,14 @@ def test_fifty_pairs_are_taken() -> None:
     ("text", "said"),
     [
         pytest.param("models: [", "not YAML", id="no-yaml"),
+        pytest.param("", "models", id="empty"),
+        pytest.param("# nothing yet", "models", id="comment"),
+        pytest.param("models: []", "models", id="none"),
+        pytest.param(
+            "models: [{model: a, versions: ['1'], classes: 2}, {model: a, versions: ['2'], classes: 3}]",
+            "differ in classes or label_interval",
+            id="contradiction",
+        ),
         pytest.param("[1]", "models", id="no-mapping"),
         pytest.param("models: [{model: a, clases: 3}]", "models.0.clases", id="misspelt"),
         pytest.param("models: [{versions: ['1']}]", "models.0.model", id="no-name"),
@@ -85,7 +89,7 @@ def write(path: Path, text: str, *, at: int) -> None:
 def test_the_file_is_read_again_when_it_changes_and_the_last_good_one_stays(tmp_path: Path) -> None:
     path, declared = tmp_path / "models.yaml", Declared()
     write(path, "models: [{model: a}]", at=1)
-    file = ModelsFile(path, declared)
+    file = ModelsFile(path, declared.declare)
     file.refresh()
     assert declared.calls == [["a"]]
     write(path, "models: [{model: b}]", at=2)
@@ -103,7 +107,7 @@ def test_the_file_is_read_again_when_it_changes_and_the_last_good_one_stays(tmp_
 def test_a_file_that_is_away_for_a_while_is_read_when_it_is_back(tmp_path: Path) -> None:
     path, away, declared = tmp_path / "models.yaml", tmp_path / "away", Declared()
     write(path, "models: [{model: a}]", at=1)
-    file = ModelsFile(path, declared)
+    file = ModelsFile(path, declared.declare)
     path.rename(away)
     file.refresh()
     file.refresh()
@@ -114,4 +118,4 @@ def test_a_file_that_is_away_for_a_while_is_read_when_it_is_back(tmp_path: Path)
 
 def test_at_the_start_a_bad_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--models-file .*: No such file"):
-        ModelsFile(tmp_path / "none.yaml", Declared())
+        ModelsFile(tmp_path / "none.yaml", Declared().declare)
