@@ -70,6 +70,7 @@ def safetensors(request: Fields) -> Fields:
     body, query = b"", {}
     for name, value in request.items():
         if name not in ARRAYS or (name == "grad_output" and isinstance(value, float)):
+            value = json.dumps(value) if isinstance(value, bool) else value  # noqa: PLW2901 - as a query has it
             query[name] = ",".join(value) if isinstance(value, list) else value
             continue
         array = read(value)
@@ -145,6 +146,7 @@ def accepted_vectors() -> Iterator[Fields]:
     yield from dtype_vectors()
     yield from edge_vectors()
     yield from summary_vectors()
+    yield from monitoring_vectors()
 
 
 def option_vectors() -> Iterator[Fields]:
@@ -296,6 +298,13 @@ def summary_vectors() -> Iterator[Fields]:
     yield accepted("summary-one-row", "One row has no standard error: NaN.", request)
 
 
+def monitoring_vectors() -> Iterator[Fields]:
+    """What the service's metrics count the samples under; the answer is that of the plain request."""
+    said = {"model": "digits", "version": "2", "segment": "web", "predicted_at": "2026-01-31T08:00:00Z"}
+    yield accepted("monitored", "Says whose logits these are.", {**README, **said, "monitor": True}, binary=True)
+    yield accepted("not-monitored", "Old samples, evaluated again.", {**README, **said, "monitor": False}, binary=True)
+
+
 def refused_vectors() -> Iterator[Fields]:
     """Problem documents: status, code and places."""
     invalid, mismatch = (422, "invalid_value"), (422, "shape_mismatch")
@@ -343,6 +352,9 @@ def refused_vectors() -> Iterator[Fields]:
     yield at("not-probabilities", "#/logits/0", invalid, "Row 0 sums to 1.5.", input="probabilities",
              logits=[[0.5, 0.5, 0.5], [0.5, 0.25, 0.25]])  # fmt: skip
     yield at("no-gradients", "#/include", invalid, "Of logits only.", input="log_probabilities", include=["gradients"])
+    time = "2026-01-31T08:00:00"
+    yield at("time-without-offset", "#/predicted_at", invalid, "An hour of unknown place.", predicted_at=time)
+    yield at("model-number", "#/model", invalid, "Names are strings.", model=7)
     whole = tensor_object([[1, 2, 3], [4, 5, 6]], "F32")
     yield at("tensor-too-short", "#/logits/data", invalid, "20 bytes.", logits={**whole, "data": whole["data"][:28]})
     yield at("tensor-not-base64", "#/logits/data", invalid, "Not base64.", logits={**whole, "data": "!" * 32})

@@ -164,8 +164,8 @@ class Admission:
 
     @property
     def is_relaxed(self) -> bool:
-        """Whether nothing at all would be refused for queue time."""
-        return self.queue_s <= self.max_queue_s / 2
+        """Whether there is so much room that looking closer hardly finds anything to refuse."""
+        return self.queue_s <= self.max_queue_s / 2 and self.inflight_bytes <= self.max_inflight_bytes / 2
 
     def is_full_for(self, wire: Wire, size: int) -> bool:
         """Tells whether too much work waits for a request that has to wait behind it."""

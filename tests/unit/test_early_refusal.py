@@ -1,4 +1,4 @@
-"""The short way to a 503 gives what the long way gives."""
+"""The short way to a refusal gives what the long way gives."""
 
 import asyncio
 import json
@@ -38,12 +38,13 @@ class Keys:
 class Overloaded:
     """A service with more work than it takes on; `passed` counts the requests that went the long way."""
 
-    def __init__(self, *, waiting_bytes: int = 10**9, keys: Keys | None = None) -> None:
+    def __init__(self, *, waiting_bytes: int = 10**9, held_bytes: int = 0, keys: Keys | None = None) -> None:
         self.metrics = Metrics(
             version="1", device="cpu", wires=get_args(Wire), reasons=get_args(Reason), closers=["idle"]
         )
         self.admission = Admission(1000, max_queue_s=1.0, metrics=self.metrics)
         self.admission.enter("json", waiting_bytes)
+        self.admission.inflight_bytes = held_bytes
         self.replica = Replica()
         self.passed = 0
         observed = Observation(ProblemAnswers(self.refuse, routes=[]), metrics=self.metrics, health=self.replica)
@@ -60,7 +61,8 @@ class Overloaded:
 
     async def refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.passed += 1
-        self.admission.check_queue("json", 31, remaining_s=60)
+        self.admission.check_queue("json", 31, remaining_s=float(dict(scope["headers"]).get(b"x-request-timeout", 60)))
+        self.admission.reserve("json", 31).release()
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"{}"})
 
@@ -100,13 +102,25 @@ def without_ids(headers: dict[bytes, bytes], problem: dict[str, Any]) -> tuple[o
         pytest.param([(b"expect", b"100-continue")], id="holds back its body"),
     ],
 )
-def test_the_answer_is_that_of_the_long_way(extra: Headers, is_draining: bool) -> None:
-    service = Overloaded()
+@pytest.mark.parametrize(
+    ("why", "patience", "expected"),
+    [
+        pytest.param({}, b"60", (503, "queue_time"), id="queue time"),
+        pytest.param({"waiting_bytes": 0, "held_bytes": 501}, b"60", (503, "bytes"), id="bytes"),
+        pytest.param({"waiting_bytes": 7 * 10**7}, b"0.2", (504, "deadline"), id="deadline"),
+    ],
+)
+def test_the_answer_is_that_of_the_long_way(
+    why: dict[str, Any], patience: bytes, expected: tuple[int, str], extra: Headers, is_draining: bool
+) -> None:
+    service = Overloaded(**why)
+    extra = [*extra, (b"x-request-timeout", patience)]
     service.replica.is_draining = is_draining
     status, headers, problem = service.ask(headers=HEADERS + extra)
     assert service.passed == 0
     long_status, long_headers, long_problem = service.ask(headers=HEADERS + extra, is_short=False)
-    assert status == long_status == 503
+    assert (status, long_status) == (expected[0], expected[0])
+    assert f'rejected_requests_total{{reason="{expected[1]}"}} 2.0' in service.metrics.exposition("")[0].decode()
     assert without_ids(headers, problem) == without_ids(long_headers, long_problem)
     assert problem["request_id"] == headers[b"x-request-id"].decode()
     assert (problem["request_id"] == "mine-1") == (long_problem["request_id"] == "mine-1")
@@ -138,8 +152,11 @@ def test_with_keys_a_401_comes_first(key: bytes, passed: int) -> None:
 
 
 @pytest.mark.parametrize("waiting_bytes", [0, 10**7, 7 * 10**7], ids=["nothing", "little", "much, but it fits"])
-def test_what_is_not_to_be_refused_goes_the_long_way(waiting_bytes: int) -> None:
-    assert Overloaded(waiting_bytes=waiting_bytes).ask()[0] == 200
+@pytest.mark.parametrize("held_bytes", [0, 380], ids=["free", "just enough left"])
+def test_what_is_not_to_be_refused_goes_the_long_way(waiting_bytes: int, held_bytes: int) -> None:
+    service = Overloaded(waiting_bytes=waiting_bytes, held_bytes=held_bytes)
+    assert service.ask()[0] == 200
+    assert service.admission.inflight_bytes == held_bytes
 
 
 def test_refusals_are_counted_one_by_one_and_logged_once(capsys: pytest.CaptureFixture[str]) -> None:

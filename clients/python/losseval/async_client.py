@@ -11,7 +11,7 @@ import httpx
 
 from . import operations
 from .bulk import Batch, BulkOptions, Evaluation, arguments_of
-from .client import BaseClient, http_options
+from .client import BaseClient, check_framing, http_options
 from .exchange import Attempt, Call, R, Reply, exchange
 from .wire import Part
 
@@ -107,6 +107,7 @@ class AsyncClient(BaseClient[httpx.AsyncClient]):
         content: Any = b"".join(parts) if attempt.is_small else _asynchronous(attempt.pieces())
         body, extensions = bytearray(), {"timeout": timeouts}
         async with http.stream(method, url, headers=headers, content=content, extensions=extensions) as response:
+            check_framing(response)
             async for piece in response.aiter_bytes():
                 timeouts.check()
                 body += piece

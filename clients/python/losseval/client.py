@@ -115,6 +115,15 @@ def http_options(transport: Any) -> dict[str, Any]:  # noqa: ANN401
     return {"transport": transport() if callable(transport) else transport, "limits": limits, "headers": headers}
 
 
+def check_framing(response: httpx.Response) -> None:
+    """Raises RemoteProtocolError for an answer that ends with its connection: a part of one would look the same."""
+    import httpx  # noqa: PLC0415
+
+    is_http_1 = response.extensions.get("http_version", b"").startswith(b"HTTP/1")  # later ones end every answer
+    if is_http_1 and not response.headers.keys() & {"content-length", "transfer-encoding"}:
+        raise httpx.RemoteProtocolError(f"an answer of status {response.status_code} without its length")
+
+
 class Client(BaseClient["httpx.Client"]):
     """A client of the service, see `BaseClient`. Threads can share it; close it, or use it in a ``with`` block."""
 
@@ -216,6 +225,7 @@ class Client(BaseClient["httpx.Client"]):
         body, extensions = bytearray(), {"timeout": timeouts, "parts": None if attempt.is_small else parts}
         try:
             with http.stream(method, url, headers=headers, content=content, extensions=extensions) as response:
+                check_framing(response)
                 pieces: Iterator[bytes | bytearray] = response.iter_bytes()
                 for piece in pieces:
                     timeouts.check()

@@ -107,11 +107,14 @@ def _exchange(
     make: Any = lambda _, **options: http.client.HTTPResponse(reader, **options)  # noqa: E731 - typed as a class
     connection.response_class = make
     with connection.getresponse() as response:
-        body = _read_unsized(response) if response.length is None else _read_sized(response, response.length)
-    return response, body
+        if response.chunked:
+            return response, _read_chunked(response)
+        if response.length is None:  # also in a head that was cut, which http.client takes for a whole one
+            raise http.client.HTTPException(f"an answer of status {response.status} without its length")
+        return response, _read_sized(response, response.length)
 
 
-def _read_unsized(response: http.client.HTTPResponse) -> bytearray:
+def _read_chunked(response: http.client.HTTPResponse) -> bytearray:
     body = bytearray()
     while piece := response.read1(_PIECE_BYTES):  # without a number it allocates what a chunk announces
         body += piece
@@ -119,13 +122,16 @@ def _read_unsized(response: http.client.HTTPResponse) -> bytearray:
 
 
 def _read_sized(response: http.client.HTTPResponse, length: int) -> bytearray:
-    body, start = bytearray(min(length, _STEP_BYTES)), 0
+    body, start = bytearray(min(length + 1, _STEP_BYTES)), 0  # with room for a byte too many
     while start < length:
         if start == len(body):
-            body += bytes(min(length - start, _STEP_BYTES))
+            body += bytes(min(length + 1 - start, _STEP_BYTES))
         with memoryview(body) as view:
             count = response.fp.readinto1(view[start:])
         if not count:
             raise http.client.IncompleteRead(b"", length - start)
         start += count
+    if start > length:
+        raise http.client.HTTPException("the answer is longer than its Content-Length")
+    del body[length:]
     return body

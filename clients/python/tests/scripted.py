@@ -94,6 +94,17 @@ def truncate(exchange: Exchange) -> bool:
     return False
 
 
+def cut(whole: bytes, count: int) -> Step:
+    """Send the first bytes of an answer, and close."""
+
+    def step(exchange: Exchange) -> bool:
+        exchange.read_body()
+        exchange.sock.sendall(whole[:count])
+        return False
+
+    return step
+
+
 def until_closed(chunk: bytes = b"") -> Step:
     """Send nothing, or a little now and then, until the client has had enough."""
 

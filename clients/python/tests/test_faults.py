@@ -13,6 +13,7 @@ import scripted
 from scripted import Server
 
 from losseval import AsyncClient, Client, errors
+from losseval.exchange import RetryBudget
 
 LOGITS, LABELS = np.zeros((2, 3), np.float32), np.zeros(2, np.int64)
 LARGE = np.zeros((2048, 1024), np.float32), np.zeros(2048, np.int64)
@@ -73,6 +74,55 @@ def test_a_lost_connection_is_tried_again(perform: Perform, fault: scripted.Step
     with Server(fault, fault) as server:
         (result,) = perform(server.url, SMALL)
     assert (result.loss, result.meta.attempts, server.connections) == (0.5, 3, 3)
+
+
+_JSON = (
+    b'{"loss": 0.5, "loss_sum": 1, "normalizer": 2, "count": 2, "ignored": 0, "losses": [0.25, 0.75], "warnings": []}'
+)
+_JSON_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+_CHUNKS = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (_JSON[:20], _JSON[20:], b""))
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        pytest.param(_JSON_HEAD + b"content-length: %d\r\n\r\n" % len(_JSON) + _JSON, id="sized"),
+        # The answer is there when the size of the last chunk is.
+        pytest.param(_JSON_HEAD + b"transfer-encoding: chunked\r\n\r\n" + _CHUNKS[:-4], id="chunked"),
+        pytest.param(
+            scripted.message(422, b'{"code": "invalid_value"}', content_type="application/json"), id="refusal"
+        ),
+    ],
+)
+def test_an_answer_cut_anywhere_is_tried_again(perform: Perform, whole: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At every byte of the head and the body; neither a part is taken for the whole, nor is it the call's error."""
+    monkeypatch.setattr(RetryBudget, "withdraw", lambda _: True)
+    good = scripted.answer(connection="close")  # so that no connection can have gone stale
+    steps = [step for count in range(len(whole)) for step in (scripted.cut(whole, count), good)]
+    with Server(*steps) as server:
+        outcomes = perform(server.url, *[SMALL] * len(whole))
+    found = [
+        outcome if isinstance(outcome, Exception) else (outcome.loss, outcome.meta.attempts) for outcome in outcomes
+    ]
+    assert dict(enumerate(found)) == dict.fromkeys(range(len(whole)), (0.5, 2))
+    assert server.connections == 2 * len(whole)
+
+
+def test_an_answer_without_a_length_is_tried_again(perform: Perform) -> None:
+    """The service always sends one: without it nobody can tell that the rest is missing."""
+    unsized = scripted.cut(_JSON_HEAD + b"\r\n" + _JSON, 999)
+    with Server(unsized, unsized) as server:
+        results = perform(server.url, SMALL)
+    assert [result.meta.attempts for result in results] == [3]
+
+
+def test_an_answer_longer_than_its_length_is_no_answer(perform: Perform) -> None:
+    """What is left over is never read as the next call's answer."""
+    longer = scripted.answer(content_length=str(len(scripted.ANSWER) - 4))
+    with Server(longer) as server:
+        first, second = perform(server.url, SMALL, SMALL)
+    assert isinstance(first, errors.APIResponseError) or first.meta.attempts == 2
+    assert second.loss == 0.5
 
 
 @pytest.mark.parametrize("fault", [scripted.hang_up, scripted.reset, scripted.truncate])
@@ -196,12 +246,11 @@ _HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-safetensors\r\n"
     ("head", "drop"),
     [
         (_HEAD + b"transfer-encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
-        (_HEAD + b"\r\n", b"x"),
         (_HEAD, b"x"),
         (b"HTTP/1.1 2", b"0"),
         (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
     ],
-    ids=["chunked", "unsized", "headers", "status", "continue"],
+    ids=["chunked", "headers", "status", "continue"],
 )
 def test_the_time_budget_is_kept_whatever_drips(perform: Perform, head: bytes, drop: bytes) -> None:
     def step(exchange: scripted.Exchange) -> bool:

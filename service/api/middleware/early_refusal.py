@@ -1,15 +1,16 @@
-"""The short way to a 503: under overload, goodput is what refusing leaves of the processor."""
+"""The short way to a refusal: under overload, goodput is what refusing leaves of the processor."""
 
 import asyncio
 import os
-from typing import get_args
+import re
+from collections import Counter
 
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ... import __version__
 from ...engine.admission import Admission, Wire
-from ...errors import Overloaded, ServiceError
+from ...errors import DeadlineExceeded, Overloaded, ServiceError
 from ...telemetry.metrics import Metrics
 from ...telemetry.record import RequestRecord
 from ..negotiation import BodyLimits, Head
@@ -18,14 +19,24 @@ from .authentication import Authentication
 from .observation import REQUEST_ID, Drainable
 
 LOG_INTERVAL_S = 1.0
+_HEADERS = (
+    (b"content-type", MEDIA_TYPE.encode()),
+    (b"x-service-version", __version__.encode()),
+    (b"cache-control", b"no-store"),
+)
+_DOCUMENTS = {
+    kind: re.sub("DETAIL|REQUEST_ID|[0-9a-f-]{36}", "%s", document(kind("DETAIL"), "REQUEST_ID").decode())
+    for kind in (Overloaded, DeadlineExceeded)
+}
+"""With room for a detail, an instance and a request id."""
 _log = structlog.get_logger("losseval")
 
 
 class EarlyRefusal:
-    """Refuses, before all other layers, what admission would refuse for queue time; passes on everything else.
+    """Refuses, before all other layers, what admission refuses where there is little room; passes on everything else.
 
-    The answer is the one the long way gives, written beforehand. It is counted in the metrics like any other, as taking
-    no time; in the log, the refusals of a second are one line.
+    The answer is the one the long way gives, mostly written beforehand. It is counted in the metrics like any other, as
+    taking no time; in the log, the refusals of a second are one line for each code.
     """
 
     def __init__(  # noqa: PLR0913 - what the long way asks one after the other
@@ -46,35 +57,21 @@ class EarlyRefusal:
         self._limits = limits
         self._metrics = metrics
         self._health = health
-        self._unlogged = 0
-        error = Overloaded(admission.full_detail)
-        self._status = status_of(error)
-        before, _, rest = document(error, "REQUEST_ID").decode().partition("urn:uuid:")
-        self._before_instance = f"{before}urn:uuid:"
-        self._before_id, _, self._after_id = rest[36:].partition("REQUEST_ID")
-        self._headers = (
-            (b"content-type", MEDIA_TYPE.encode()),
-            (b"x-service-version", __version__.encode()),
-            (b"cache-control", b"no-store"),
-        )
-        # One for all: what distinguishes them is in no metric.
-        self._records: dict[Wire, RequestRecord] = {
-            wire: RequestRecord("", "POST", 0.0, path, status=self._status, code=error.code, wire=wire)
-            for wire in get_args(Wire)
-        }
+        self._full = Overloaded(admission.full_detail)
+        self._unlogged: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuses the request or passes it on."""
         if self._admission.is_relaxed or not (scope.get("path") == self._path and scope["method"] == "POST"):
             await self.app(scope, receive, send)
             return
-        wire = self._refused_wire(scope)
-        if wire is None:
+        refused = self._refused(scope)
+        if refused is None:
             await self.app(scope, receive, send)
         else:
-            await self._refuse(dict(scope["headers"]), self._records[wire], send)
+            await self._refuse(dict(scope["headers"]), *refused, send)
 
-    def _refused_wire(self, scope: Scope) -> Wire | None:
+    def _refused(self, scope: Scope) -> tuple[Wire, Overloaded | DeadlineExceeded] | None:
         if self._authentication is not None and self._authentication.holder(scope["headers"]) is None:
             return None
         try:
@@ -83,31 +80,40 @@ class EarlyRefusal:
             self._limits.check(head.wire, size)
         except ServiceError:
             return None  # the long way says so
-        return head.wire if self._admission.is_full_for(head.wire, size) else None
+        if self._admission.is_full_for(head.wire, size):  # the usual reason, without the cost of an exception
+            self._metrics.rejected("queue_time")
+            return head.wire, self._full
+        try:
+            self._admission.check_queue(head.wire, size, remaining_s=head.timeout_s)
+            self._admission.reserve(head.wire, size).release()
+        except (Overloaded, DeadlineExceeded) as error:
+            return head.wire, error
+        return None
 
-    async def _refuse(self, given: dict[bytes, bytes], record: RequestRecord, send: Send) -> None:
+    async def _refuse(
+        self, given: dict[bytes, bytes], wire: Wire, error: Overloaded | DeadlineExceeded, send: Send
+    ) -> None:
         token = os.urandom(16).hex()
         instance = f"{token[:8]}-{token[8:12]}-4{token[13:16]}-8{token[17:20]}-{token[20:]}"
         named = given.get(b"x-request-id", b"")
         request_id = named.decode() if REQUEST_ID.fullmatch(named) else token
-        body = f"{self._before_instance}{instance}{self._before_id}{request_id}{self._after_id}".encode()
-        headers = [
-            *self._headers,
-            (b"content-length", b"%d" % len(body)),
-            (b"retry-after", b"%d" % self._admission.retry_after_s),
-            (b"x-request-id", request_id.encode()),
-        ]
+        body = (_DOCUMENTS[type(error)] % (error.detail, instance, request_id)).encode()
+        headers = [*_HEADERS, (b"content-length", b"%d" % len(body)), (b"x-request-id", request_id.encode())]
+        if isinstance(error, Overloaded):
+            headers.append((b"retry-after", b"%d" % self._admission.retry_after_s))
         if self._health.is_draining or b"expect" in given:
             headers.append((b"connection", b"close"))
-        await send({"type": "http.response.start", "status": self._status, "headers": headers})
+        status = status_of(error)
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+        record = RequestRecord("", "POST", 0.0, self._path, status=status, code=error.code, wire=wire)
         record.sent_bytes = len(body)
         self._metrics.request(record)
-        self._metrics.rejected("queue_time")
         if not self._unlogged:
             asyncio.get_running_loop().call_later(LOG_INTERVAL_S, self._write_log)
-        self._unlogged += 1
+        self._unlogged[error.code] += 1
 
     def _write_log(self) -> None:
-        _log.info("requests refused", count=self._unlogged, reason="queue_time")
-        self._unlogged = 0
+        for code, count in self._unlogged.items():
+            _log.info("requests refused", count=count, code=code)
+        self._unlogged.clear()
