@@ -7,6 +7,8 @@ import pytest
 from tests.reliability.replicas import Replica, serving
 
 Figures = Callable[..., None]
+ROOM = {"max_batch_requests": 8, "max_inflight_bytes": 1200 << 20, "max_queue_ms": 20_000}
+"""For clients who are there at once, and not for those who have gone as well."""
 _rows: list[tuple[str, str]] = []
 
 
@@ -37,12 +39,8 @@ def plain(plain_replica: Replica) -> Iterator[Replica]:
 
 @pytest.fixture(scope="session")
 def device_replica() -> Iterator[Replica]:
-    """A device of 5 ms that fails for marked requests and has little memory for five classes.
-
-    There is room for clients who are there at once, and not for those who have gone as well.
-    """
-    settings = {"max_batch_requests": 4, "max_inflight_bytes": 1200 << 20, "max_queue_ms": 20_000}
-    with serving("fixed_device,failing_device,small_device", **settings) as running:
+    """A device of 5 ms that fails for marked requests and has little memory for five classes."""
+    with serving("fixed_device,failing_device,small_device", **ROOM) as running:
         yield running
 
 
@@ -56,7 +54,7 @@ def device(device_replica: Replica) -> Iterator[Replica]:
 @pytest.fixture(scope="session")
 def failing_together() -> Iterator[Replica]:
     """The same device, and a batch that fails does so for all of its members."""
-    with serving("fixed_device,failing_device,small_device,everybody_fails", is_unharmed=False) as running:
+    with serving("fixed_device,failing_device,small_device,everybody_fails", is_unharmed=False, **ROOM) as running:
         yield running
 
 
