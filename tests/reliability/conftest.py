@@ -1,13 +1,14 @@
 """Processes that many scenarios share, and a table of figures at the end of every run."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from tests.reliability.replicas import Replica, serving
 
 Figures = Callable[..., None]
-ROOM = {"max_batch_requests": 8, "max_inflight_bytes": 1200 << 20, "max_queue_ms": 20_000}
+ROOM: dict[str, Any] = {"max_batch_requests": 8, "max_inflight_bytes": 1200 << 20, "max_queue_ms": 20_000}
 """For clients who are there at once, and not for those who have gone as well."""
 _rows: list[tuple[str, str]] = []
 
@@ -61,8 +62,8 @@ def failing_together() -> Iterator[Replica]:
 @pytest.fixture(scope="session")
 def careless() -> Iterator[Replica]:
     """A service without some guarantees that have nothing to do with each other: a process for each would take long."""
-    patience = dict.fromkeys(("header_timeout", "body_grace", "send_timeout"), 3600)
-    endless = {"max_header_bytes": 1 << 30, "max_headers": 1 << 20, "max_json_bytes": 1 << 20}
+    patience: dict[str, Any] = dict.fromkeys(("header_timeout", "body_grace", "send_timeout"), 3600)
+    endless: dict[str, Any] = {"max_header_bytes": 1 << 30, "max_headers": 1 << 20, "max_json_bytes": 1 << 20}
     with serving("sloppy_parser,no_lingering,company_shows", is_unharmed=False, **patience, **endless) as running:
         yield running
 

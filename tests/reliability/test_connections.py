@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,7 +127,7 @@ def test_slow_connections_are_closed_and_hold_nobody_up(kind: str, plain: Replic
 
 
 def test_slow_connections_are_closed_at_shorter_limits(figures: Figures) -> None:
-    limits = dict.fromkeys(("header_timeout", "body_grace", "send_timeout"), 1)
+    limits: dict[str, Any] = dict.fromkeys(("header_timeout", "body_grace", "send_timeout"), 1)
     with serving(**limits, max_queue_ms=60_000) as hasty:
         be_slow(hasty, figures, *SLOW, count=5, limit_s=20, seconds=1)
 

@@ -150,7 +150,7 @@ def flood(replica: Replica, figures: Figures, **options: Any) -> None:
     expected = replica.golden().content
     before = answers(replica)
     with watched(replica) as livez:
-        load = {"rate": 5 / FIXED_S, "seconds": 1.5, "warmup_s": 0.0, "grace_s": 30.0, **options}
+        load: dict[str, Any] = {"rate": 5 / FIXED_S, "seconds": 1.5, "warmup_s": 0.0, "grace_s": 30.0, **options}
         offered = offer(replica.port, GOLDEN_BODY, expected=expected, **load)
     figures(statuses=dict(offered.statuses), unanswered=offered.unanswered, p99_ms=offered.p99_s * 1e3)
     assert offered.wrong == 0
