@@ -6,8 +6,6 @@ A sabotaged build proves that the scenario which passes without it can fail.
 import dataclasses
 import math
 import os
-import socket
-import struct
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -24,7 +22,7 @@ from service.engine.admission import Admission, Reservation
 from service.engine.batcher import Batcher, DeviceRows
 from service.engine.device import TorchDevice
 from service.loss.evaluation import Evaluation
-from tests.reliability.marks import DEVICE_ROWS, FIXED_S, MARK
+from tests.reliability.marks import DEVICE_ROWS, FIXED_S, MARK, SMALL_CLASSES
 
 BUILDS: Final[dict[str, Callable[[], None]]] = {}
 Kernel = Callable[..., dict[str, torch.Tensor]]
@@ -82,11 +80,11 @@ def failing_device() -> None:
 
 @build
 def small_device() -> None:
-    """More than DEVICE_ROWS rows don't fit, except of the two classes of the warm-up."""
+    """More than DEVICE_ROWS rows of five classes don't fit."""
 
     def kernel(plain: Kernel, arguments: dict[str, Any]) -> dict[str, torch.Tensor]:
         rows, classes = arguments["logits"].shape
-        if rows > DEVICE_ROWS and classes > 2:
+        if rows > DEVICE_ROWS and classes == SMALL_CLASSES:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return plain(**arguments)
 
@@ -187,9 +185,7 @@ def no_lingering() -> None:
 
     def close(self: GatheringTransport) -> None:
         self.flush()
-        found = self.get_extra_info("socket")
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.abort()
+        self.reset()
 
     replace(GatheringTransport, "close", close)
 
@@ -198,6 +194,13 @@ def no_lingering() -> None:
 def nothing_released() -> None:
     """What a request reserved stays reserved."""
     replace(Reservation, "release", lambda _: None)
+
+
+@build
+def everything_admitted() -> None:
+    """Nobody is refused for the work that waits."""
+    replace(Admission, "is_full_for", lambda *_: False)
+    replace(Admission, "check_queue", lambda *_, **__: None)
 
 
 @build

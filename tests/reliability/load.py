@@ -51,6 +51,8 @@ class Plan:
     """After how long callers hang up: the mean of an exponential distribution, as people are."""
     useful_s: float = math.inf
     """Answers later than this don't count as goodput."""
+    unjudged_s: float = 0.01
+    """Nobody can tell whether a request sent so shortly before the listener was seen to be closed came in time."""
 
     def head(self, length: int) -> bytes:
         """Returns the request's head."""
@@ -286,7 +288,7 @@ def measure(plan: Plan) -> Offered:
         sent=run.sent,
         statuses=dict(run.statuses),
         unsent=run.unsent,
-        lost=unanswered - run.unsent - sum(sent_at >= run.refused_at - 0.01 for sent_at in run.cut),
+        lost=unanswered - run.unsent - sum(sent_at >= run.refused_at - plan.unjudged_s for sent_at in run.cut),
         wrong=run.wrong,
         unanswered=unanswered,
         late=len(run.ok) - len(useful),

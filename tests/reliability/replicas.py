@@ -90,11 +90,10 @@ class Replica(Server):
     def check_unharmed(self) -> None:
         """Checks what has to hold after every case: alive within 250 ms, and the golden request's bits.
 
-        The best of three counts: a machine that is busy with something else is nobody's fault.
+        One answer in time is enough: a machine that is busy with something else is nobody's fault.
         """
         assert self.process.poll() is None, f"the process has ended with {self.process.returncode}"
-        quickest = min(self.livez_s() for _ in range(3))
-        assert quickest <= LIVEZ_S, f"/livez took {quickest:.3f} s"
+        wait_until(lambda: self.livez_s() <= LIVEZ_S, seconds=10, what="an answer of /livez in 250 ms")
         reply = self.golden()
         assert reply.status == http.client.OK, f"the golden request got {reply.status}: {reply.content[:500]!r}"
         check_golden(reply.content)
@@ -112,7 +111,10 @@ def check_golden(content: bytes) -> None:
 def serving(
     build: str = "-", *, python: tuple[str, ...] = (), is_unharmed: bool = True, **settings: Any
 ) -> Iterator[Replica]:
-    """Runs the service, as it is or as a build, for the block, and checks at its end that it is unharmed."""
+    """Runs the service, as it is or as a build, for the block, and checks at its end that it is unharmed.
+
+    What may be harmed is killed: it could take its time to end.
+    """
     given = flags({"device": "cpu", "threads": 1, "log_level": "warning", **settings})
     launch = Launch(
         name=f"the service ({build})",
@@ -122,9 +124,13 @@ def serving(
     )
     with running(launch) as server:
         replica = Replica(launch, server.port, server.process, server.ready_s)
-        yield replica
-        if is_unharmed:
-            replica.check_unharmed()
+        try:
+            yield replica
+            if is_unharmed:
+                replica.check_unharmed()
+        finally:
+            if not is_unharmed:
+                server.process.kill()
 
 
 def total(counters: Mapping[str, float], name: str, *having: str) -> float:

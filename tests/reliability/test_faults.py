@@ -4,7 +4,6 @@ import http.client
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -14,7 +13,7 @@ from losseval import Client
 from losseval.errors import LossevalError
 
 from tests.reliability.conftest import Figures
-from tests.reliability.marks import DEVICE_ROWS, MARK
+from tests.reliability.marks import DEVICE_ROWS, MARK, SMALL_CLASSES
 from tests.reliability.proxy import Fault, Proxy
 from tests.reliability.replicas import GOLDEN_BODY, Replica, Reply, exchange, serving, wait_until
 from tests.wire import encode
@@ -68,7 +67,7 @@ def test_a_device_that_hangs_is_noticed_and_what_waits_is_answered(figures: Figu
 
 def test_a_batcher_that_dies_is_noticed_and_what_waits_is_answered(figures: Figures) -> None:
     with serving("mortal_batcher", is_unharmed=False) as replica:
-        wedge(replica, figures, noticed_s=5)
+        wedge(replica, figures, noticed_s=NOTICED_S)
 
 
 def test_health_that_is_always_good_is_found(figures: Figures) -> None:
@@ -76,11 +75,11 @@ def test_health_that_is_always_good_is_found(figures: Figures) -> None:
         serving("mortal_batcher,always_alive", is_unharmed=False) as replica,
         pytest.raises(AssertionError, match="noticing"),
     ):
-        wedge(replica, figures, noticed_s=2)
+        wedge(replica, figures, noticed_s=1)
 
 
 def rows(count: int) -> bytes:
-    return encode({"logits": [[0.5, 1.0, 2.0]] * count, "labels": [0] * count})
+    return encode({"logits": [[0.5] * SMALL_CLASSES] * count, "labels": [0] * count})
 
 
 def crowd_out(replica: Replica, figures: Figures) -> None:
@@ -99,17 +98,13 @@ def crowd_out(replica: Replica, figures: Figures) -> None:
     assert "retry-after" in refused.headers
 
 
-def test_out_of_memory_halves_the_batch(figures: Figures) -> None:
-    with serving("small_device") as replica:
-        crowd_out(replica, figures)
+def test_out_of_memory_halves_the_batch(device: Replica, figures: Figures) -> None:
+    crowd_out(device, figures)
 
 
-def test_a_batch_that_is_not_halved_is_found(figures: Figures) -> None:
-    with (
-        serving("small_device,everybody_fails", is_unharmed=False) as replica,
-        pytest.raises(AssertionError, match="a neighbour was refused"),
-    ):
-        crowd_out(replica, figures)
+def test_a_batch_that_is_not_halved_is_found(failing_together: Replica, figures: Figures) -> None:
+    with pytest.raises(AssertionError, match="a neighbour was refused"):
+        crowd_out(failing_together, figures)
 
 
 def break_device(replica: Replica, figures: Figures) -> None:
@@ -121,8 +116,6 @@ def break_device(replica: Replica, figures: Figures) -> None:
         try:
             liveness = status_of(replica, "/livez")
         except (OSError, http.client.HTTPException):
-            break
-        if liveness == 200 and time.monotonic() - started > 5:
             break
     assert reply.status == 503, f"the batch got {reply.status}, which nobody tries again"
     code = replica.process.wait(timeout=EXIT_S)
@@ -138,14 +131,8 @@ def test_a_device_that_is_broken_for_good_ends_the_process(figures: Figures) -> 
 
 # On the wire
 
-CALLS = 40
+CALLS = 24
 BATCH = np.random.default_rng(2).normal(size=(64, 10)).astype(np.float32), np.arange(64) % 10
-
-
-@pytest.fixture(scope="module")
-def replica() -> Iterator[Replica]:
-    with serving() as running:
-        yield running
 
 
 def call_through(replica: Replica, fault: Fault, figures: Figures, *, share: float, calls: int, attempts: int) -> None:
@@ -186,21 +173,19 @@ FAULTS = [
 
 @pytest.mark.parametrize(("fault", "share"), FAULTS)
 def test_a_faulty_wire_costs_a_client_with_retries_nothing(
-    fault: Fault, share: float, replica: Replica, figures: Figures
+    fault: Fault, share: float, plain: Replica, figures: Figures
 ) -> None:
-    call_through(replica, fault, figures, share=share, calls=CALLS, attempts=3)
-    replica.check_unharmed()
+    call_through(plain, fault, figures, share=share, calls=CALLS, attempts=3)
 
 
 @pytest.mark.reliability
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("fault", "share"), FAULTS)
-def test_a_thousand_calls_over_a_faulty_wire(fault: Fault, share: float, replica: Replica, figures: Figures) -> None:
-    call_through(replica, fault, figures, share=share, calls=1000, attempts=3)
-    replica.check_unharmed()
+def test_a_thousand_calls_over_a_faulty_wire(fault: Fault, share: float, plain: Replica, figures: Figures) -> None:
+    call_through(plain, fault, figures, share=share, calls=1000, attempts=3)
 
 
 @pytest.mark.parametrize("fault", ["reset", "truncation"])
-def test_a_client_without_retries_is_found(fault: Fault, replica: Replica, figures: Figures) -> None:
+def test_a_client_without_retries_is_found(fault: Fault, plain: Replica, figures: Figures) -> None:
     with pytest.raises(AssertionError, match="lost on the wire"):
-        call_through(replica, fault, figures, share=0.5, calls=20, attempts=1)
+        call_through(plain, fault, figures, share=0.5, calls=20, attempts=1)

