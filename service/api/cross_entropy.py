@@ -13,6 +13,7 @@ from ..dtypes import Array, Buffer
 from ..engine.admission import BYTES_RESERVED, Admission, Reservation, Wire
 from ..engine.evaluator import Evaluated, Evaluator, off_loop_if
 from ..engine.monitor import Monitor
+from ..engine.turnstile import Turnstile
 from ..errors import NotReady
 from ..loss.evaluation import answer_size, working_bytes
 from ..loss.options import LossOptions
@@ -32,6 +33,9 @@ Payload = tuple[int, Iterator[Buffer]]
 PATH = "/v1/cross-entropy"
 JOINED_BYTES = 1 << 16
 """Up to here one write is cheaper than a copy less."""
+_HEAVY_BYTES = 1 << 16
+_HEAVY_NUMBERS = 1 << 14
+"""Beyond these, reading and writing JSON takes more than a tenth of what `/livez` may."""
 
 
 class CrossEntropy:
@@ -53,6 +57,7 @@ class CrossEntropy:
         self._admission = admission
         self._limits = limits
         self._health = health
+        self._turnstile = Turnstile()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request, unless its caller goes; what it reserved is held until answer and count are done."""
@@ -102,6 +107,9 @@ class CrossEntropy:
             work = admission.enter(wire, len(body))
             try:
                 with abandoned_when_gone(receive, interruption):
+                    if wire == "json" and len(body) > _HEAVY_BYTES:
+                        await self._turnstile.enter()
+                        admission.check_deadline(deadline - time.monotonic())
                     # JSON is parsed with the interpreter's lock held: a thread would not help.
                     copied_bytes = len(body) if wire == "binary" else 0
                     decode = partial(_Request.of, body, scope["query_string"], wire)
@@ -117,6 +125,8 @@ class CrossEntropy:
         evaluated = await self._evaluator.evaluate(request.arrays, request.options, deadline=deadline)
         if request.origin is not None:
             self._count(evaluated, *request.origin, record)
+        if head.answer == JSON and request.numbers > _HEAVY_NUMBERS:
+            await self._turnstile.enter()
         computed = time.perf_counter()
         payload = await off_loop_if(request.numbers, lambda: _encode(evaluated, head.answer, request.encoding))
         encoded = time.perf_counter()

@@ -149,9 +149,7 @@ class Admission:
             Overloaded: The work that waits exceeds the bound.
             DeadlineExceeded: The answer can't be there in `remaining_s`.
         """
-        if remaining_s <= 0:
-            self._count("deadline")
-            raise DeadlineExceeded("The deadline passed before the request was there.")
+        self.check_deadline(remaining_s)
         if not self.queued_requests:
             return
         if self.is_full_for(wire, size):
@@ -161,6 +159,16 @@ class Admission:
             self._count("deadline")
             detail = f"The answer would take {total:.2f} s, and the caller waits {remaining_s:.2f} s more."
             raise DeadlineExceeded(detail)
+
+    def check_deadline(self, remaining_s: float) -> None:
+        """Refuses a request whose time is up.
+
+        Raises:
+            DeadlineExceeded: Nobody waits for the answer any more.
+        """
+        if remaining_s <= 0:
+            self._count("deadline")
+            raise DeadlineExceeded("The deadline passed before the work on the request began.")
 
     @property
     def is_relaxed(self) -> bool:
