@@ -10,7 +10,7 @@ from functools import partial
 from starlette.types import Receive, Scope, Send
 
 from ..dtypes import Array, Buffer
-from ..engine.admission import BYTES_RESERVED, Admission, Reservation, Wire
+from ..engine.admission import BYTES_RESERVED, Admission, Place, Reservation, Wire
 from ..engine.evaluator import Evaluated, Evaluator, off_loop_if
 from ..engine.monitor import Monitor
 from ..engine.turnstile import Turnstile
@@ -36,6 +36,8 @@ JOINED_BYTES = 1 << 16
 _HEAVY_BYTES = 1 << 16
 _HEAVY_NUMBERS = 1 << 14
 """Beyond these, reading and writing JSON takes more than a tenth of what `/livez` may."""
+_SOON_S = 0.5
+"""For so long a large body that was let in is counted upon."""
 
 
 class CrossEntropy:
@@ -93,7 +95,10 @@ class CrossEntropy:
             limits.check(wire, size)
             reservation.cover(BYTES_RESERVED[wire] * size)
 
-        with Interruption() as interruption:
+        with Interruption() as interruption, Place(admission) as place:
+            if (head.content_length or 0) > _HEAVY_BYTES:
+                place.take(wire, head.content_length or 0)
+                asyncio.get_running_loop().call_later(_SOON_S, lambda: record.received_bytes or place.leave())
             body = await read_body(
                 receive,
                 interruption,
@@ -103,23 +108,21 @@ class CrossEntropy:
                 caller_timeout_s=head.timeout_s,
             )
             record.received_bytes, record.holds_back_body = len(body), False
-            admission.check_queue(wire, len(body), remaining_s=deadline - time.monotonic())
-            work = admission.enter(wire, len(body))
-            try:
-                with abandoned_when_gone(receive, interruption):
-                    if wire == "json" and len(body) > _HEAVY_BYTES:
-                        await self._turnstile.enter()
-                        admission.check_deadline(deadline - time.monotonic())
-                    # JSON is parsed with the interpreter's lock held: a thread would not help.
-                    copied_bytes = len(body) if wire == "binary" else 0
-                    decode = partial(_Request.of, body, scope["query_string"], wire)
-                    request = await off_loop_if(copied_bytes, decode)
-                    del body, decode  # the memory is needed again, unless the arrays are views of it
-                    limits.check_answer(head.answer, request.numbers)
-                    reservation.cover(request.bytes_needed)
-                    return await self._evaluate(request, head, record, deadline)
-            finally:
-                admission.leave(work)
+            if place.work_s is None:
+                admission.check_queue(wire, len(body), remaining_s=deadline - time.monotonic())
+                place.take(wire, len(body))
+            with abandoned_when_gone(receive, interruption):
+                if wire == "json" and len(body) > _HEAVY_BYTES:
+                    await self._turnstile.enter()
+                    admission.check_deadline(deadline - time.monotonic())
+                # JSON is parsed with the interpreter's lock held: a thread would not help.
+                copied_bytes = len(body) if wire == "binary" else 0
+                decode = partial(_Request.of, body, scope["query_string"], wire)
+                request = await off_loop_if(copied_bytes, decode)
+                del body, decode  # the memory is needed again, unless the arrays are views of it
+                limits.check_answer(head.answer, request.numbers)
+                reservation.cover(request.bytes_needed)
+                return await self._evaluate(request, head, record, deadline)
 
     async def _evaluate(self, request: "_Request", head: Head, record: RequestRecord, deadline: float) -> Payload:
         evaluated = await self._evaluator.evaluate(request.arrays, request.options, deadline=deadline)

@@ -99,6 +99,30 @@ class Reservation:
 
 
 @dataclass(slots=True)
+class Place:
+    """What a request counts for in the queue, while it has a place there."""
+
+    admission: "Admission"
+    work_s: float | None = None
+
+    def take(self, wire: Wire, size: int) -> None:
+        """Counts the work on a body of `size` bytes, from now on."""
+        self.work_s = self.admission.enter(wire, size)
+
+    def leave(self) -> None:
+        """Counts nothing any more; the place may be taken again."""
+        if self.work_s is not None:
+            self.admission.leave(self.work_s)
+            self.work_s = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+
+@dataclass(slots=True)
 class Admission:
     """The books of bytes in flight and of estimated work; everything entered leaves exactly once."""
 
