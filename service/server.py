@@ -26,7 +26,7 @@ EXIT_FORCED = 128 + signal.SIGINT
 SETTLING_S = 0.05
 """For the loop to read what lies in the sockets, before those that look idle are closed."""
 ACCEPTS_PER_TURN = 8
-"""The loop's library accepts one connection a turn and listener; where turns are long, most would wait in the backlog."""
+"""uvloop accepts one a turn from each listener; where turns are long, most connections would wait in the backlog."""
 LOST_TIMEOUT_S = 5
 """To answer those who wait, when nothing will be computed any more."""
 

@@ -35,9 +35,9 @@ JOINED_BYTES = 1 << 16
 """Up to here one write is cheaper than a copy less."""
 _HEAVY_BYTES = 1 << 16
 _HEAVY_NUMBERS = 1 << 14
-"""Beyond these, reading and writing JSON takes more than a tenth of what `/livez` may."""
+"""Beyond these, reading and writing JSON takes longer than a few tiny requests together."""
 _SOON_S = 0.5
-"""For so long a large body that was let in is counted upon."""
+"""For so long a large body that was let in is expected, and keeps others out; a slow upload does not."""
 
 
 class CrossEntropy:
@@ -89,25 +89,9 @@ class CrossEntropy:
         self, scope: Scope, receive: Receive, head: Head, record: RequestRecord, reservation: Reservation
     ) -> Payload:
         deadline = time.monotonic() + head.timeout_s
-        limits, admission, wire = self._limits, self._admission, head.wire
-
-        def check_size(size: int) -> None:
-            limits.check(wire, size)
-            reservation.cover(BYTES_RESERVED[wire] * size)
-
+        admission, wire = self._admission, head.wire
         with Interruption() as interruption, Place(admission) as place:
-            if (head.content_length or 0) > _HEAVY_BYTES:
-                place.take(wire, head.content_length or 0)
-                asyncio.get_running_loop().call_later(_SOON_S, lambda: record.received_bytes or place.leave())
-            body = await read_body(
-                receive,
-                interruption,
-                check_size,
-                limits,
-                content_length=head.content_length,
-                caller_timeout_s=head.timeout_s,
-            )
-            record.received_bytes, record.holds_back_body = len(body), False
+            body = await self._receive(receive, head, record, reservation, interruption, place)
             if place.work_s is None:
                 admission.check_queue(wire, len(body), remaining_s=deadline - time.monotonic())
                 place.take(wire, len(body))
@@ -120,9 +104,38 @@ class CrossEntropy:
                 decode = partial(_Request.of, body, scope["query_string"], wire)
                 request = await off_loop_if(copied_bytes, decode)
                 del body, decode  # the memory is needed again, unless the arrays are views of it
-                limits.check_answer(head.answer, request.numbers)
+                self._limits.check_answer(head.answer, request.numbers)
                 reservation.cover(request.bytes_needed)
                 return await self._evaluate(request, head, record, deadline)
+
+    async def _receive(  # noqa: PLR0913, PLR0917 - what a body that is on its way may hold
+        self,
+        receive: Receive,
+        head: Head,
+        record: RequestRecord,
+        reservation: Reservation,
+        interruption: Interruption,
+        place: Place,
+    ) -> Buffer:
+        """Reads the body; one that is large and was announced holds a place in the queue for a moment beforehand."""
+        limits, wire, announced = self._limits, head.wire, head.content_length
+
+        def check_size(size: int) -> None:
+            limits.check(wire, size)
+            reservation.cover(BYTES_RESERVED[wire] * size)
+
+        def give_up() -> None:
+            if not record.received_bytes:
+                place.leave()
+
+        if announced is not None and announced > _HEAVY_BYTES:
+            place.take(wire, announced)
+            asyncio.get_running_loop().call_later(_SOON_S, give_up)
+        body = await read_body(
+            receive, interruption, check_size, limits, content_length=announced, caller_timeout_s=head.timeout_s
+        )
+        record.received_bytes, record.holds_back_body = len(body), False
+        return body
 
     async def _evaluate(self, request: "_Request", head: Head, record: RequestRecord, deadline: float) -> Payload:
         evaluated = await self._evaluator.evaluate(request.arrays, request.options, deadline=deadline)

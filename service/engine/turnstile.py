@@ -1,51 +1,46 @@
-"""Heavy work on the event loop, one piece at a time, with the sockets looked after in between.
+"""Heavy work on the event loop, one piece at a time, with turns of the loop in between.
 
-What holds the interpreter's lock throughout gains nothing from a thread. But a batch makes many ready at once, and all of
-them in one turn of the loop would stop everything else: the loop accepts one connection a turn, and a body arrives in
-as many turns as it has pieces, so that a tenth of a second a turn is ten seconds for whoever comes last.
+What holds the interpreter's lock throughout gains nothing from a thread. But a batch makes many pieces ready at once,
+and all of them in one turn of the loop would hold up everything else: connections are accepted and bodies arrive a
+piece a turn, so that with a tenth of a second a turn whoever comes last waits for ten seconds.
 """
 
 import asyncio
-import os
-import time
 from collections import deque
-from collections.abc import Callable
 
-QUIET_S = float(os.environ.get("QUIET", 1e-4))
-"""A turn shorter than this had next to nothing to do."""
-PATIENCE_S = float(os.environ.get("PATIENCE", 1e-2))
-"""So long may the sockets keep the next piece waiting: as long as a usual one takes, so that they get half of the time."""
+TURNS_BETWEEN = 1
+"""More of them make `/livez` quicker under overload, and leave less time for answers."""
 
 
 class Turnstile:
-    """Lets one at a time pass; the next one when the loop has nothing else to do, or soon after."""
+    """Lets tasks pass one at a time."""
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._is_free = True
 
     async def enter(self) -> None:
-        """Waits for its turn; what the caller does then, until it waits for something else, is one piece."""
+        """Waits until the caller may do a piece of work: what it does until it waits for something."""
         loop = asyncio.get_running_loop()
         if self._is_free:
             self._is_free = False
-            loop.call_soon(self._look, self._clock())
+            loop.call_soon(self._turn, TURNS_BETWEEN)
         else:
             waiter = loop.create_future()
             self._waiting.append(waiter)
             await waiter
 
-    def _look(self, before: float, until: float | None = None) -> None:
-        loop, now = asyncio.get_running_loop(), self._clock()
-        until = now + PATIENCE_S if until is None else until
-        if now - before > QUIET_S and now < until:
-            loop.call_soon(self._look, now, until)
+    def _turn(self, turns_left: int) -> None:
+        """Counts the turns after a piece, and lets the next one pass."""
+        loop = asyncio.get_running_loop()
+        if turns_left > 1:
+            loop.call_soon(self._turn, turns_left - 1)
             return
         while self._waiting:
             waiter = self._waiting.popleft()
-            if not waiter.done():  # cancelled
+            if not waiter.done():  # not cancelled
                 waiter.set_result(None)
-                loop.call_soon(self._look, now)  # behind the piece
+                # The piece is done in the next turn, before this is called.
+                loop.call_soon(self._turn, TURNS_BETWEEN + 1)
                 return
         self._is_free = True
