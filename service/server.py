@@ -25,6 +25,8 @@ EXIT_FAILED = os.EX_SOFTWARE
 EXIT_FORCED = 128 + signal.SIGINT
 SETTLING_S = 0.05
 """For the loop to read what lies in the sockets, before those that look idle are closed."""
+ACCEPTS_PER_TURN = 8
+"""uvloop accepts one a turn from each listener; where turns are long, most connections would wait in the backlog."""
 LOST_TIMEOUT_S = 5
 """To answer those who wait, when nothing will be computed any more."""
 
@@ -77,6 +79,10 @@ class Server(uvicorn.Server):
             self._health.is_draining = self.should_exit = True
             self.config.timeout_graceful_shutdown = LOST_TIMEOUT_S
         return await super().on_tick(counter)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listens on each socket several times."""
+        await super().startup([listener.dup() for listener in sockets or [] for _ in range(ACCEPTS_PER_TURN)])
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stops accepting, and finishes whatever had been sent by then: uvicorn drops what it hasn't read yet."""

@@ -10,9 +10,10 @@ from functools import partial
 from starlette.types import Receive, Scope, Send
 
 from ..dtypes import Array, Buffer
-from ..engine.admission import BYTES_RESERVED, Admission, Reservation, Wire
+from ..engine.admission import BYTES_RESERVED, Admission, Place, Reservation, Wire
 from ..engine.evaluator import Evaluated, Evaluator, off_loop_if
 from ..engine.monitor import Monitor
+from ..engine.turnstile import Turnstile
 from ..errors import NotReady
 from ..loss.evaluation import answer_size, working_bytes
 from ..loss.options import LossOptions
@@ -31,6 +32,11 @@ Payload = tuple[int, Iterator[Buffer]]
 PATH = "/v1/cross-entropy"
 JOINED_BYTES = 1 << 16
 """Up to here one write is cheaper than a copy less."""
+_HEAVY_BYTES = 1 << 16
+_HEAVY_NUMBERS = 1 << 14
+"""Beyond these, reading and writing JSON takes longer than a few tiny requests together."""
+_SOON_S = 0.5
+"""For so long a large body that was let in is expected, and keeps others out; a slow upload does not."""
 
 
 class CrossEntropy:
@@ -52,6 +58,7 @@ class CrossEntropy:
         self._admission = admission
         self._limits = limits
         self._health = health
+        self._turnstile = Turnstile()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request, unless its caller goes; what it reserved is held until answer and count are done."""
@@ -81,41 +88,60 @@ class CrossEntropy:
         self, scope: Scope, receive: Receive, head: Head, record: RequestRecord, reservation: Reservation
     ) -> Payload:
         deadline = time.monotonic() + head.timeout_s
-        limits, admission, wire = self._limits, self._admission, head.wire
+        admission, wire = self._admission, head.wire
+        with Interruption() as interruption, Place(admission) as place:
+            body = await self._receive(receive, head, record, reservation, interruption, place)
+            if place.work_s is None:
+                admission.check_queue(wire, len(body), remaining_s=deadline - time.monotonic())
+                place.take(wire, len(body))
+            with abandoned_when_gone(receive, interruption):
+                if wire == "json" and len(body) > _HEAVY_BYTES:
+                    await self._turnstile.enter()
+                    admission.check_deadline(deadline - time.monotonic())
+                # JSON is parsed with the interpreter's lock held: a thread would not help.
+                copied_bytes = len(body) if wire == "binary" else 0
+                decode = partial(_Request.of, body, scope["query_string"], wire)
+                request = await off_loop_if(copied_bytes, decode)
+                del body, decode  # the memory is needed again, unless the arrays are views of it
+                self._limits.check_answer(head.answer, request.numbers)
+                reservation.cover(request.bytes_needed)
+                return await self._evaluate(request, head, record, deadline)
+
+    async def _receive(  # noqa: PLR0913, PLR0917 - what a body that is on its way may hold
+        self,
+        receive: Receive,
+        head: Head,
+        record: RequestRecord,
+        reservation: Reservation,
+        interruption: Interruption,
+        place: Place,
+    ) -> Buffer:
+        """Reads the body; one that is large and was announced holds a place in the queue for a moment beforehand."""
+        limits, wire, announced = self._limits, head.wire, head.content_length
 
         def check_size(size: int) -> None:
             limits.check(wire, size)
             reservation.cover(BYTES_RESERVED[wire] * size)
 
-        with Interruption() as interruption:
-            body = await read_body(
-                receive,
-                interruption,
-                check_size,
-                limits,
-                content_length=head.content_length,
-                caller_timeout_s=head.timeout_s,
-            )
-            record.received_bytes, record.holds_back_body = len(body), False
-            admission.check_queue(wire, len(body), remaining_s=deadline - time.monotonic())
-            work = admission.enter(wire, len(body))
-            try:
-                with abandoned_when_gone(receive, interruption):
-                    # JSON is parsed with the interpreter's lock held: a thread would not help.
-                    copied_bytes = len(body) if wire == "binary" else 0
-                    decode = partial(_Request.of, body, scope["query_string"], wire)
-                    request = await off_loop_if(copied_bytes, decode)
-                    del body, decode  # the memory is needed again, unless the arrays are views of it
-                    limits.check_answer(head.answer, request.numbers)
-                    reservation.cover(request.bytes_needed)
-                    return await self._evaluate(request, head, record, deadline)
-            finally:
-                admission.leave(work)
+        def give_up() -> None:
+            if not record.received_bytes:
+                place.leave()
+
+        if announced is not None and announced > _HEAVY_BYTES:
+            place.take(wire, announced)
+            asyncio.get_running_loop().call_later(_SOON_S, give_up)
+        body = await read_body(
+            receive, interruption, check_size, limits, content_length=announced, caller_timeout_s=head.timeout_s
+        )
+        record.received_bytes, record.holds_back_body = len(body), False
+        return body
 
     async def _evaluate(self, request: "_Request", head: Head, record: RequestRecord, deadline: float) -> Payload:
         evaluated = await self._evaluator.evaluate(request.arrays, request.options, deadline=deadline)
         if request.origin is not None:
             self._count(evaluated, *request.origin, record)
+        if head.answer == JSON and request.numbers > _HEAVY_NUMBERS:
+            await self._turnstile.enter()
         computed = time.perf_counter()
         payload = await off_loop_if(request.numbers, lambda: _encode(evaluated, head.answer, request.encoding))
         encoded = time.perf_counter()

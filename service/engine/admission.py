@@ -99,6 +99,30 @@ class Reservation:
 
 
 @dataclass(slots=True)
+class Place:
+    """What a request counts for in the queue, while it has a place there."""
+
+    admission: "Admission"
+    work_s: float | None = None
+
+    def take(self, wire: Wire, size: int) -> None:
+        """Counts the work on a body of `size` bytes, from now on."""
+        self.work_s = self.admission.enter(wire, size)
+
+    def leave(self) -> None:
+        """Counts nothing any more; the place may be taken again."""
+        if self.work_s is not None:
+            self.admission.leave(self.work_s)
+            self.work_s = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+
+@dataclass(slots=True)
 class Admission:
     """The books of bytes in flight and of estimated work; everything entered leaves exactly once."""
 
@@ -149,9 +173,7 @@ class Admission:
             Overloaded: The work that waits exceeds the bound.
             DeadlineExceeded: The answer can't be there in `remaining_s`.
         """
-        if remaining_s <= 0:
-            self._count("deadline")
-            raise DeadlineExceeded("The deadline passed before the request was there.")
+        self.check_deadline(remaining_s)
         if not self.queued_requests:
             return
         if self.is_full_for(wire, size):
@@ -161,6 +183,16 @@ class Admission:
             self._count("deadline")
             detail = f"The answer would take {total:.2f} s, and the caller waits {remaining_s:.2f} s more."
             raise DeadlineExceeded(detail)
+
+    def check_deadline(self, remaining_s: float) -> None:
+        """Refuses a request whose time is up.
+
+        Raises:
+            DeadlineExceeded: Nobody waits for the answer any more.
+        """
+        if remaining_s <= 0:
+            self._count("deadline")
+            raise DeadlineExceeded("The deadline passed before the work on the request began.")
 
     @property
     def is_relaxed(self) -> bool:
