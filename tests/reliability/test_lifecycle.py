@@ -56,7 +56,7 @@ def test_ten_terminated_services_answer_what_they_have_accepted(drain_delay: flo
 def terminate_in_overload(figures: Figures, build: str) -> None:
     """Sends SIGTERM while half a second of work and more waits: what was sent long before has to be answered."""
     with serving(build, is_unharmed=False, drain_delay=0.5, **FIXED) as replica:
-        load: dict[str, Any] = {"rate": 400, "seconds": 2, "warmup_s": 0.0, "grace_s": 2.0, "unjudged_s": 0.25}
+        load: dict[str, Any] = {"rate": 400, "seconds": 2, "warmup_s": 0.0, "grace_s": 30.0, "unjudged_s": 0.25}
         expected = replica.golden().content
         with offering(replica.port, GOLDEN_BODY, expected=expected, **load) as generator:
             wait_until(lambda: replica.counters()["queue_seconds"] > 0.5, seconds=20, what="filling the queue")

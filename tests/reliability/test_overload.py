@@ -210,7 +210,7 @@ def test_large_json_beyond_the_peak(times: int, figures: Figures, *, waits: bool
 
 
 def hurried(
-    replica: Replica, figures: Figures, *, for_nobody: float = FOR_NOBODY, seconds: float = 1.5, **impatience: Any
+    replica: Replica, figures: Figures, *, for_nobody: float = FOR_NOBODY, seconds: float = 1.0, **impatience: Any
 ) -> None:
     """Callers who can't wait as long as the queue is: what is computed for them is little."""
     rows_before = replica.counters()["rows_total"]
