@@ -5,12 +5,20 @@ from contextlib import AbstractContextManager, contextmanager
 
 import httpx
 import pytest
+import structlog
 
 from tests import kernel
 from tests import server as processes
 from tests.server import Server
 
 StartServer = Callable[..., AbstractContextManager[Server]]
+
+
+@pytest.fixture(autouse=True)
+def unconfigured_logs() -> Iterator[None]:
+    """Capturing logs leaves structlog configured, which whoever runs the service in a process of their own can tell."""
+    yield
+    structlog.reset_defaults()
 
 
 @contextmanager
