@@ -88,9 +88,11 @@ class Server(uvicorn.Server):
         """Stops accepting, and finishes whatever had been sent by then: uvicorn drops what it hasn't read yet."""
         # With TLS, nothing can have been sent on a connection that was not accepted.
         listeners = [] if self.config.is_ssl else sockets or []
-        accepted = [connection for listener in listeners for connection in _backlog(listener)]
         for server in self.servers:
             server.close()
+        accepted = [connection for listener in listeners for connection in _backlog(listener)]
+        for listener in sockets or []:
+            listener.close()
         loop = asyncio.get_running_loop()
         for connection in accepted:
             await loop.connect_accepted_socket(self._protocol, connection)

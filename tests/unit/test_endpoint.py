@@ -3,11 +3,12 @@
 import asyncio
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, cast, get_args
 
+import numpy as np
 import pytest
 
 from service.api.body import ClientGone
@@ -55,6 +56,7 @@ async def post(  # noqa: PLR0913 - the states of a service
     waiting_bytes: int = 0,
     device: FailingDevice | None = None,
     messages: Sequence[Message] = (),
+    while_sending: Callable[[Admission], Awaitable[None]] | None = None,
 ) -> tuple[dict[bytes, bytes], dict[str, Any], Admission]:
     metrics = Metrics(version="1", device="cpu", wires=get_args(Wire), reasons=get_args(Reason), closers=["idle"])
     admission = Admission(max_inflight_bytes=1000, max_queue_s=0.01, metrics=metrics)
@@ -75,7 +77,12 @@ async def post(  # noqa: PLR0913 - the states of a service
     async def send(message: Any) -> None:  # noqa: ANN401 - ASGI's messages
         sent.append(message)
 
-    receive = receiving(*(messages or [{"type": "http.request", "body": body, "more_body": False}]))
+    at_once = receiving(*(messages or [{"type": "http.request", "body": body, "more_body": False}]))
+
+    async def receive() -> Message:
+        if while_sending is not None:
+            await while_sending(admission)
+        return await at_once()
 
     headers = [(b"content-type", media_type), (b"content-length", b"%d" % len(body))]
     scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers, "state": {}}
@@ -126,6 +133,23 @@ def test_everything_reserved_is_given_back(messages: list[Message], error: Excep
     _, problem, admission = asyncio.run(post(messages=messages, device=device))
     assert problem.get("code") == code
     assert (admission.inflight_bytes, admission.queue_s, admission.queued_requests) == (0, 0.0, 0)
+
+
+def test_a_large_body_is_expected_for_a_moment_and_keeps_nobody_out_when_it_is_slow() -> None:
+    seen: list[int] = []
+
+    async def while_sending(admission: Admission) -> None:
+        seen.append(admission.queued_requests)
+        async with asyncio.timeout(10):
+            while admission.queued_requests:  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(0.01)
+
+    content = safetensors_body.encode({"logits": np.zeros((1, 1 << 15), np.float32), "labels": np.zeros(1, np.int64)})
+    body = b"".join(content[1])
+    _, problem, admission = asyncio.run(post(body, SAFETENSORS, while_sending=while_sending))
+    assert seen == [1]
+    assert problem["code"] == "insufficient_device_memory"
+    assert admission.queued_requests == 0
 
 
 def test_work_beyond_the_queue_time_is_refused() -> None:

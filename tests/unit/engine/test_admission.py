@@ -4,7 +4,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from service.engine.admission import Admission, Reservation, WorkEstimate
+from service.engine.admission import Admission, Place, Reservation, WorkEstimate
 from service.errors import DeadlineExceeded, Overloaded
 
 
@@ -92,6 +92,19 @@ def test_work_longer_than_the_bound_is_taken_when_less_than_half_of_it_waits() -
     with pytest.raises(Overloaded):
         admission.check_queue("json", 10**8, remaining_s=60)
     admission.check_queue("json", 10**5, remaining_s=60)
+
+
+def test_a_place_can_be_lost_and_taken_again_and_is_left_once() -> None:
+    admission, _ = an_admission()
+    with Place(admission) as place:
+        place.take("json", 10**6)
+        assert (admission.queued_requests, place.work_s) == (1, admission.queue_s)
+        place.leave()
+        place.leave()
+        assert (admission.queued_requests, admission.queue_s) == (0, 0.0)
+        place.take("json", 10**6)
+        assert admission.queued_requests == 1
+    assert (admission.queued_requests, admission.queue_s) == (0, 0.0)
 
 
 def test_work_that_waits_is_bounded_and_says_when_to_come_again() -> None:
