@@ -13,11 +13,14 @@ from ..dtypes import Array
 from ..loss.evaluation import Evaluation
 from ..loss.samples import Pool, Samples, Source, Tally, pieces, pool_key
 from .batcher import Device
+from .device import TINY_ELEMENTS
 from .evaluator import off_loop_if
 
 DUE_REQUESTS = 512
-DUE_ELEMENTS = 1 << 16
-"""What may lie about uncounted: less than a large request takes, and so much that a small one costs next to nothing."""
+LARGE_ELEMENTS = TINY_ELEMENTS // 4
+DUE_ELEMENTS = TINY_ELEMENTS - LARGE_ELEMENTS
+"""What may lie about uncounted: so much that a small request costs next to nothing, and no more than is computed
+without a thread, which would cost more than the figures do."""
 DUE_POOLS = 32
 _LEARNING = 0.1
 
@@ -74,7 +77,7 @@ class Monitor:
         self._requests += 1
         self._elements += evaluation.elements
         # A large one stays by itself, and is never copied.
-        alone = self._requests if evaluation.elements >= DUE_ELEMENTS else 0
+        alone = self._requests if evaluation.elements >= LARGE_ELEMENTS else 0
         key = (alone, source.temperature, *pool_key(evaluation))
         noted = self._noted.get(key)
         if noted is None:
