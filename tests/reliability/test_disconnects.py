@@ -118,6 +118,7 @@ def test_who_goes_leaves_nothing_behind(
 def test_a_service_that_keeps_reservations_is_found(figures: Figures) -> None:
     with (
         serving("fixed_device,nothing_released", is_unharmed=False, **ROOM) as replica,
-        pytest.raises(AssertionError, match=r"the neighbour got|not given back"),
+        # The neighbour is refused, and may be hung up on while it still sends.
+        pytest.raises((AssertionError, OSError), match=r"the neighbour got|not given back|Broken pipe|reset by peer"),
     ):
         leave_often(replica, figures, phase="in-body", count=100, settled_s=20)
