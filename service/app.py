@@ -39,8 +39,8 @@ from .keys import KeyRing
 from .loss.options import LossOptions
 from .loss.validation import SizeLimits
 from .settings import Settings, ignored_variables
+from .telemetry import models
 from .telemetry.metrics import Metrics
-from .telemetry.models import ModelsFile
 
 if TYPE_CHECKING:
     from .telemetry.traces import Traces
@@ -93,8 +93,8 @@ def create_app(settings: Settings | None = None) -> Application:
     metrics.watch(batcher.__len__, lambda: admission.queue_s)
     state = Health(batcher)
     monitor = Monitor(device, metrics.models)
-    models = ModelsFile(settings.models_file, metrics.models.declare) if settings.models_file else None
-    files = [one for one in (keys, models) if one is not None]
+    declared = models.follow(settings.models_file, metrics.models.declare) if settings.models_file else None
+    files = [one for one in (keys, declared) if one is not None]
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

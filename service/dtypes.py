@@ -1,5 +1,6 @@
 """The dtypes of tensors by the names safetensors gives them, as numpy knows them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import ml_dtypes
@@ -33,3 +34,8 @@ _NAMES = {dtype: name for name, dtype in BY_NAME.items()}
 def name_of(array: Array) -> str:
     """Returns safetensors' name of the array's dtype, e.g. ``F32``."""
     return _NAMES[array.dtype]
+
+
+def joined(arrays: Sequence[Array]) -> Array:
+    """Returns arrays behind one another; a single one is not copied."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

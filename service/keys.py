@@ -14,16 +14,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import structlog
-
-from .host import WatchedFile
+from .host import FollowedFile
 
 PREFIX = "losseval_"
 """Lets scanners of leaked secrets recognise a key."""
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LINE = re.compile(rf"({_NAME.pattern}):([0-9a-fA-F]{{64}})")
-
-_log = structlog.get_logger("losseval")
 
 
 class KeyRing:
@@ -34,20 +30,8 @@ class KeyRing:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = WatchedFile(path)
         self._keys: list[tuple[str, bytes]] = []
-        self._complaint = ""
-        self._read()
-
-    def refresh(self) -> None:
-        """Takes over what has changed; says once what is wrong with it."""
-        try:
-            self._read()
-            self._complaint = ""
-        except ValueError as error:
-            if str(error) != self._complaint:
-                self._complaint = str(error)
-                _log.warning("the last good keys stay in force", problem=self._complaint)
+        self.refresh = FollowedFile(path, self._take, title="keys file").refresh
 
     def holder_of(self, key: bytes) -> str | None:
         """Returns the name of a key, None for one that isn't there.
@@ -62,14 +46,8 @@ class KeyRing:
                 found = name
         return found
 
-    def _read(self) -> None:
-        try:
-            content = self._file.changed()
-            if content is not None:
-                self._keys = [(name, bytes.fromhex(digest)) for name, digest in parse(content.decode()).items()]
-                _log.info("keys", file=str(self._file.path), count=len(self._keys))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"keys file {self._file.path}: {getattr(error, 'strerror', None) or error}") from error
+    def _take(self, content: bytes) -> None:
+        self._keys = [(name, bytes.fromhex(digest)) for name, digest in parse(content.decode()).items()]
 
 
 def parse(text: str) -> dict[str, str]:

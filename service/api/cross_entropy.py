@@ -25,7 +25,7 @@ from .health import Health
 from .middleware.observation import record_of
 from .negotiation import JSON, BodyLimits, Head
 from .query import move_grad_output, read_query, refuse_query
-from .schemas import SCALAR_FIELDS, Encoding, Origin, parse_options, take_origin
+from .schemas import SCALAR_FIELDS, Encoding, Names, parse_options, take_origin
 
 Payload = tuple[int, Iterator[Buffer]]
 """The length of an answer, and its parts in order."""
@@ -79,7 +79,7 @@ class CrossEntropy:
         """Reserves the bytes the request can cost, from its headers alone; what doesn't say its length, as it comes."""
         announced = head.content_length or 0
         self._limits.check(head.wire, announced)
-        if not (self._health.is_warm and self._health.is_alive):
+        if not self._health.computes:
             raise NotReady("The service is starting, or its device failed; /readyz tells when it is ready.")
         self._admission.check_queue(head.wire, announced, remaining_s=head.timeout_s)
         return self._admission.reserve(head.wire, announced)
@@ -155,11 +155,9 @@ class CrossEntropy:
         self._admission.observe(head.wire, request.size, work_s)
         return payload
 
-    def _count(
-        self, evaluated: Evaluated, origin: Origin, predicted_at: datetime | None, record: RequestRecord
-    ) -> None:
+    def _count(self, evaluated: Evaluated, named: Names, predicted_at: datetime | None, record: RequestRecord) -> None:
         source = self._models.source(
-            (origin.model, origin.version, origin.segment),
+            named,
             predicted_at=predicted_at,
             classes=evaluated.evaluation.classes,
             samples=evaluated.answer.count,
@@ -176,7 +174,7 @@ class _Request:
     arrays: dict[str, Array]
     options: LossOptions
     encoding: Encoding
-    origin: tuple[Origin, datetime | None] | None
+    origin: tuple[Names, datetime | None] | None
     size: int
     numbers: int
     bytes_needed: int

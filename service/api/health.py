@@ -25,6 +25,11 @@ class Health:
         return self.batcher.is_alive
 
     @property
+    def computes(self) -> bool:
+        """Whether evaluations are taken."""
+        return self.is_warm and self.is_alive
+
+    @property
     def is_lost(self) -> bool:
         """Whether the process should end by itself."""
         return self.batcher.is_lost
@@ -32,7 +37,7 @@ class Health:
     @property
     def is_ready(self) -> bool:
         """Whether new requests should come here."""
-        return self.is_alive and self.is_warm and not self.is_draining
+        return self.computes and not self.is_draining
 
 
 def router(health: Health) -> APIRouter:

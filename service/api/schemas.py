@@ -122,6 +122,7 @@ class Origin(BaseModel):
     )
     version: Label | None = Field(None, description="Its version.")
     segment: Label | None = Field(None, description="The part of the traffic, e.g. a country or a client.")
+    # Documented here, and read by `_time`: it differs from request to request, and the names are validated once.
     predicted_at: datetime | None = Field(
         None, description="When the model answered (RFC 3339); until now is the label delay."
     )
@@ -221,8 +222,11 @@ ORIGIN_FIELDS = frozenset(Origin.model_fields)
 SCALAR_FIELDS = frozenset(Options.model_fields) | ORIGIN_FIELDS
 
 
-def take_origin(fields: dict[str, object]) -> tuple[Origin, datetime | None] | None:
-    """Takes what says where the logits come from, and from when, out of the other fields; None for nothing to count.
+Names = tuple[str | None, str | None, str | None]
+
+
+def take_origin(fields: dict[str, object]) -> tuple[Names, datetime | None] | None:
+    """Takes model, version and segment, and from when they are, out of the other fields; None for nothing to count.
 
     Raises:
         InvalidValue: With a pointer to each field, never its content.
@@ -230,17 +234,24 @@ def take_origin(fields: dict[str, object]) -> tuple[Origin, datetime | None] | N
     if ORIGIN_FIELDS.isdisjoint(fields):
         return None
     predicted_at = _time(fields.pop("predicted_at", None))
-    origin = _parse_origin(orjson.dumps({name: fields.pop(name) for name in ORIGIN_FIELDS if name in fields}))
-    return (origin, predicted_at) if origin.monitor and origin.model is not None else None
-
-
-@lru_cache(maxsize=256)
-def _parse_origin(fields: bytes) -> Origin:
-    """Validates names once, however many requests have them."""
+    take = fields.pop
+    given = (take("model", None), take("version", None), take("segment", None), take("monitor", True))  # noqa: FBT003 - defaults
     try:
-        return Origin.model_validate(orjson.loads(fields))
+        names = _parse_names(*given)
+    except TypeError:  # a list, which has no hash
+        names = _parse_names.__wrapped__(*given)
+    return None if names is None else (names, predicted_at)
+
+
+@lru_cache(maxsize=256, typed=True)  # to which 1 and true are not the same
+def _parse_names(model: object, version: object, segment: object, monitor: object) -> Names | None:
+    """Validates names once, however many requests have them; None for nothing to count."""
+    try:
+        origin = Origin.model_validate({"model": model, "version": version, "segment": segment, "monitor": monitor})
     except ValidationError as error:
         raise _translated(error) from None
+    is_counted = origin.monitor and origin.model is not None
+    return (origin.model, origin.version, origin.segment) if is_counted else None
 
 
 def _time(text: object) -> datetime | None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..dtypes import Array
+from ..dtypes import Array, joined
 from ..errors import InsufficientDeviceMemory
 from ..loss.cross_entropy import cross_entropy
 from ..loss.evaluation import Evaluation
@@ -30,8 +30,8 @@ def gather(evaluations: Sequence[Evaluation]) -> dict[str, Array]:
     """Joins evaluations of one key to the arguments of the kernel, on the host; a single one is not copied."""
     arithmetic = np.dtype(evaluations[0].formula.arithmetic)
     arrays = {
-        "logits": _joined([one.logits for one in evaluations]),
-        "labels": _joined([one.labels for one in evaluations]),
+        "logits": joined([one.logits for one in evaluations]),
+        "labels": joined([one.labels for one in evaluations]),
     }
     rows = [one.rows for one in evaluations]
     weights = [one.weighting.row_weight for one in evaluations]
@@ -171,7 +171,3 @@ def _as_array(tensor: Tensor) -> Array:
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
     return tensor.numpy()
-
-
-def _joined(arrays: Sequence[Array]) -> Array:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

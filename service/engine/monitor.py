@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from time import perf_counter
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +22,8 @@ DUE_ELEMENTS = TINY_ELEMENTS - LARGE_ELEMENTS
 without a thread, which would cost more than the figures do."""
 DUE_POOLS = 32
 _LEARNING = 0.1
+_COLUMNS = 4
+"""Of a sample, to add up."""
 
 
 class SampleMetrics(Protocol):
@@ -42,12 +43,6 @@ class _Noted:
     pool: Pool
     sources: list[Source] = field(default_factory=list)
     counted_rows: int = 0
-
-    @property
-    def source_of(self) -> Array:
-        """For each row the index of its source among the distinct ones."""
-        index = {source: number for number, source in enumerate(dict.fromkeys(self.sources))}
-        return np.repeat([index[source] for source in self.sources], self.pool.rows)
 
 
 class Monitor:
@@ -101,21 +96,25 @@ class Monitor:
 
     async def _count(self, noted: _Noted) -> None:
         sources = list(dict.fromkeys(noted.sources))
-        source_of = noted.source_of if len(sources) > 1 else None
+        source_of = None
+        if len(sources) > 1:
+            number_of = {source: number for number, source in enumerate(sources)}
+            source_of = np.repeat([number_of[source] for source in noted.sources], noted.pool.rows)
         for part, piece in pieces(noted.pool.evaluation(temperature=sources[0].temperature)):
-            started = perf_counter()
-            rows = (await self._device.run([piece])).rows
-            apart = partial(_apart, piece, rows, None if source_of is None else source_of[part])
-            for number, samples in await off_loop_if(4 * piece.rows, apart):
+            found = await self._device.run([piece])
+            size = _COLUMNS * piece.rows
+            apart = partial(_apart, piece, found.rows, None if source_of is None else source_of[part])
+            for number, samples in await off_loop_if(size, apart):
                 source = sources[number]
-                tally = await off_loop_if(4 * piece.rows, partial(Tally.of, samples, classes=source.classes))
+                tally = await off_loop_if(size, partial(Tally.of, samples, classes=source.classes))
                 self._metrics.add(source, tally)
                 await asyncio.sleep(0)  # others have their turn, however many sources there are
             noted.counted_rows += piece.rows
-            self._learn((perf_counter() - started) / max(1, piece.elements))
+            self._learn(found.compute_s + (found.transfer_s or 0.0), piece.elements)
 
-    def _learn(self, s_per_element: float) -> None:
-        self._s_per_element += _LEARNING * (s_per_element - self._s_per_element)
+    def _learn(self, seconds: float, elements: int) -> None:
+        """Learns from the device's own time: how long it was waited for is the work of others."""
+        self._s_per_element += _LEARNING * (seconds / elements - self._s_per_element)
 
 
 def _apart(piece: Evaluation, rows: Mapping[str, Array], source_of: Array | None) -> list[tuple[int, Samples]]:

@@ -5,12 +5,12 @@ that ask for different losses are comparable in it.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..dtypes import Array
+from ..dtypes import Array, joined
 from .evaluation import Evaluation
 from .options import Formula, InputKind, LossOptions
 from .weighting import Weighting
@@ -155,11 +155,11 @@ class Pool:
 
     def evaluation(self, *, temperature: float) -> Evaluation:
         """Returns all rows with the plain loss, and the outputs that `Samples` reads."""
-        logits, labels = _joined(self.logits), _joined(self.labels)
+        logits, labels = joined(self.logits), joined(self.labels)
         ignored = None
         if any(one is not None for one in self.ignored):
             pairs = zip(self.ignored, self.rows, strict=True)
-            ignored = _joined([np.zeros(rows, dtype=bool) if one is None else one for one, rows in pairs])
+            ignored = joined([np.zeros(rows, dtype=bool) if one is None else one for one, rows in pairs])
         has_indices = labels.ndim == 1
         # As for any loss: where probabilities meet their labels, float32 cancels.
         is_wide = not has_indices or logits.dtype == np.float64
@@ -180,7 +180,3 @@ def pieces(evaluation: Evaluation) -> Iterator[tuple[slice, Evaluation]]:
         ignored = None if evaluation.ignored is None else evaluation.ignored[part]
         logits, labels = evaluation.logits[part], evaluation.labels[part]
         yield part, replace(evaluation, shape=logits.shape, logits=logits, labels=labels, ignored=ignored)
-
-
-def _joined(arrays: Sequence[Array]) -> Array:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

@@ -7,13 +7,12 @@ import functools
 import itertools
 import platform
 from collections import Counter as Counts
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 from prometheus_client import (
     CollectorRegistry,
     Counter,
-    Gauge,
     Metric,
     PlatformCollector,
     ProcessCollector,
@@ -22,7 +21,7 @@ from prometheus_client import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from .histogram import Histogram
+from .instruments import Instruments
 from .model_metrics import ModelMetrics
 from .record import BatchRecord, RequestRecord
 
@@ -58,15 +57,8 @@ class Metrics(Collector):
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
 
-        def counter(name: str, about: str, *labels: str) -> Counter:
-            return Counter(f"losseval_{name}_total", about, labels, registry=registry)
-
-        def gauge(name: str, about: str, *labels: str) -> Gauge:
-            return Gauge(f"losseval_{name}", about, labels, registry=registry)
-
-        def histogram(name: str, about: str, bounds: Sequence[float], *labels: str) -> Histogram:
-            return Histogram(f"losseval_{name}", about, bounds, *labels, registry=registry)
-
+        make = Instruments(registry)
+        counter, gauge, histogram = make.counter, make.gauge, make.histogram
         self._requests = counter("http_requests", "Requests answered.", "method", "route", "code")
         duration = "http_request_duration_seconds"
         self._duration = histogram(duration, "From headers to the end of the answer.", _DURATIONS, "route")

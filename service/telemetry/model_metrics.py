@@ -6,7 +6,7 @@ start, since a counter that appears with its first event hides that event from `
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import partial
 
@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from ..loss.samples import CALIBRATION_BINS, LOSS_EDGES, Source, Tally
 from .histogram import Histogram
+from .instruments import Instruments
 from .models import OTHER, Model, Models
 from .recent import Recent
 
@@ -49,15 +50,8 @@ class ModelMetrics:
         self._series: dict[Counter | Gauge | Histogram, set[Labels]] = {}
         pair = ("model", "version")
 
-        def counter(name: str, about: str, *labels: str) -> Counter:
-            return Counter(f"losseval_{name}_total", about, labels, registry=registry)
-
-        def gauge(name: str, about: str, *labels: str) -> Gauge:
-            return Gauge(f"losseval_{name}", about, labels, registry=registry)
-
-        def histogram(name: str, about: str, bounds: Sequence[float], *labels: str) -> Histogram:
-            return Histogram(f"losseval_{name}", about, bounds, *labels, registry=registry)
-
+        make = Instruments(registry)
+        counter, gauge, histogram = make.counter, make.gauge, make.histogram
         about = "Negative log-likelihood of samples, finite ones; a bucket: true class got at least exp(-le)."
         self._loss = histogram("sample_loss_nats", about, LOSS_EDGES, *pair)
         self._samples = counter("samples", "Samples received.", *pair, "outcome")

@@ -6,18 +6,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
-import structlog
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from ..host import WatchedFile
+from ..host import FollowedFile
 
 OTHER = "other"
 MAX_PAIRS = 50
 MAX_SEGMENTS = 20
 MAX_CLASSES = 50
 """More classes than this are not told apart: each is two series."""
-_log = structlog.get_logger("losseval")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _DURATION = re.compile(r"(\d+)([smhdw])")
 
@@ -101,45 +99,15 @@ class Models(_Declared):
         return {pair: model for model in self.models for pair in model.pairs()}
 
 
-class ModelsFile:
-    """The file of declarations, put in force whenever it changes."""
+def follow(path: Path, declare: Callable[[Models | None], None]) -> FollowedFile:
+    """Keeps the declarations of a file in force; `declare` is told by None that newer ones are bad.
 
-    def __init__(self, path: Path, declare: Callable[[Models | None], None]) -> None:
-        """Reads it for the first time; `declare` puts declarations in force, or is told by None that they are bad.
-
-        Raises:
-            ValueError: It can't be read, or is not good.
-        """
-        self._file = WatchedFile(path)
-        self._declare = declare
-        self._error: str | None = None
-        self._load()
-
-    def refresh(self) -> None:
-        """Looks whether it changed; what is not good is logged once and changes nothing."""
-        try:
-            self._load()
-        except ValueError as error:
-            if str(error) != self._error:
-                self._error = str(error)
-                self._declare(None)
-                _log.warning("the models file is not good; the last good one stays in force", error=self._error)
-
-    def _load(self) -> None:
-        path = self._file.path
-        try:
-            content = self._file.changed()
-            if content is None:
-                return
-            models = parse(content)
-        except OSError as error:
-            self._file = WatchedFile(path)  # when it is back, it is read, changed or not
-            raise ValueError(f"--models-file {path}: {error.strerror}") from None
-        except ValueError as error:
-            raise ValueError(f"--models-file {path}: {error}") from None
-        self._error = None
-        self._declare(models)
-        _log.info("models file", path=str(path), models=len(models.models))
+    Raises:
+        ValueError: It can't be read, or is not good.
+    """
+    return FollowedFile(
+        path, lambda content: declare(parse(content)), title="--models-file", when_bad=lambda: declare(None)
+    )
 
 
 def parse(content: bytes) -> Models:

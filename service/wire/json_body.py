@@ -29,7 +29,6 @@ _PART_ELEMENTS = 1 << 16
 """About two milliseconds of writing."""
 _SAFE = 6e4
 """Numbers up to here fit every dtype; F16 ends at 65,504."""
-_BRACKETS = frozenset("[]")
 _UNMARKED = bytes({*range(256)} - {*b"[],"})
 
 
@@ -62,7 +61,8 @@ def decode(body: Buffer, scalar_fields: Collection[str]) -> tuple[dict[str, Arra
         else:
             scalars[name] = _plain(name, value)
             document.lists_to_pass += isinstance(value, simdjson.Array)
-            document.has_brackets_in_strings |= not _BRACKETS.isdisjoint(repr(scalars[name])[1:-1])
+            text = value if type(value) is str else repr(scalars[name])[1:-1]
+            document.has_brackets_in_strings |= "[" in text or "]" in text
     if "logits" in arrays:
         _settle_dtypes(arrays, document.nested)
     return arrays, scalars

@@ -8,6 +8,7 @@ from typing import Any, cast, get_args
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from service.api.health import Health
 from service.api.middleware.authentication import Authentication
 from service.api.middleware.early_refusal import EarlyRefusal
 from service.api.middleware.observation import Observation
@@ -26,6 +27,7 @@ class Replica:
     """All that the layers ask of health."""
 
     is_draining = False
+    computes = True
 
 
 class Keys:
@@ -56,7 +58,7 @@ class Overloaded:
             admission=self.admission,
             limits=BodyLimits(1000, 1000, 60.0),
             metrics=self.metrics,
-            health=self.replica,
+            health=cast(Health, self.replica),
         )
 
     async def refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -177,3 +179,10 @@ def test_refusals_are_counted_one_by_one_and_logged_once(capsys: pytest.CaptureF
     out = capsys.readouterr().out
     assert out.count("requests refused") == 1
     assert "count=4" in out
+
+
+def test_who_computes_nothing_says_so_the_long_way() -> None:
+    service = Overloaded()
+    service.replica.computes = False
+    service.ask()
+    assert service.passed == 1

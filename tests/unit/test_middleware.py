@@ -4,12 +4,16 @@ import asyncio
 import json
 from typing import Any
 
+import httpx
 import pytest
+from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
+from service.api import info
 from service.api.middleware.observation import Observation
 from service.api.middleware.problem_answers import ProblemAnswers
 from service.telemetry.metrics import Metrics
+from tests.unit.fakes import FakeClock
 
 SECRET = "tensor 0.123 and key abc"
 
@@ -71,3 +75,33 @@ def test_answers_close_their_connections_while_draining(draining: bool) -> None:
     sent, _ = asyncio.run(answer(goes_well, draining=draining))
     assert ((b"connection", b"close") in sent[0]["headers"]) == draining
     assert (b"x-request-id", b"mine") in sent[0]["headers"]
+
+
+def test_the_duration_ends_with_the_answer_and_not_with_what_is_done_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeClock()
+    monkeypatch.setattr("service.api.middleware.observation.time.perf_counter", clock)
+
+    async def works_on(scope: Scope, receive: Receive, send: Send) -> None:
+        clock.now += 0.25
+        await goes_well(scope, receive, send)
+        clock.now += 60
+
+    _, metrics = asyncio.run(answer(works_on))
+    duration = metrics.registry.get_sample_value("losseval_http_request_duration_seconds_sum", {"route": "other"})
+    assert duration == 0.25
+
+
+def test_a_scrape_does_not_wait_for_a_hung_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.api.info._SETTLE_TIMEOUT_S", 0.01)
+    metrics = Metrics(version="1", device="cpu", wires=["json"], reasons=["bytes"], closers=["idle"])
+
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    async def scrape() -> httpx.Response:
+        app = FastAPI()
+        app.include_router(info.router(device="cpu", limits={}, metrics=metrics, settle=never))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return await asyncio.wait_for(client.get("/metrics"), 10)
+
+    assert "losseval_build_info" in asyncio.run(scrape()).text

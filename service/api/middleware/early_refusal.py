@@ -13,10 +13,11 @@ from ...engine.admission import Admission, Wire
 from ...errors import DeadlineExceeded, Overloaded, ServiceError
 from ...telemetry.metrics import Metrics
 from ...telemetry.record import RequestRecord
+from ..health import Health
 from ..negotiation import BodyLimits, Head
 from ..problems import MEDIA_TYPE, document, status_of
 from .authentication import Authentication
-from .observation import REQUEST_ID, Drainable
+from .observation import REQUEST_ID
 
 LOG_INTERVAL_S = 1.0
 _HEADERS = (
@@ -48,7 +49,7 @@ class EarlyRefusal:
         admission: Admission,
         limits: BodyLimits,
         metrics: Metrics,
-        health: Drainable,
+        health: Health,
     ) -> None:
         self.app = app
         self._authentication = authentication
@@ -62,16 +63,17 @@ class EarlyRefusal:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuses the request or passes it on."""
-        if self._admission.is_relaxed or not (scope.get("path") == self._path and scope["method"] == "POST"):
-            await self.app(scope, receive, send)
-            return
-        refused = self._refused(scope)
+        refused = None
+        if not self._admission.is_relaxed and scope.get("path") == self._path and scope["method"] == "POST":
+            refused = self._refused(scope)
         if refused is None:
             await self.app(scope, receive, send)
         else:
             await self._refuse(dict(scope["headers"]), *refused, send)
 
     def _refused(self, scope: Scope) -> tuple[Wire, Overloaded | DeadlineExceeded] | None:
+        if not self._health.computes:
+            return None
         if self._authentication is not None and self._authentication.holder(scope["headers"]) is None:
             return None
         try:

@@ -167,6 +167,22 @@ def test_others_have_their_turn_between_many_sources() -> None:
     asyncio.run(scenario())
 
 
+def test_the_estimate_learns_what_the_device_takes_and_not_how_long_it_is_waited_for() -> None:
+    class Slow(GatedDevice):
+        async def run(self, evaluations: Sequence[Evaluation]) -> DeviceRows:
+            found = await super().run(evaluations)
+            return DeviceRows(found.rows, compute_s=2.0, transfer_s=1.0)
+
+    async def scenario() -> None:
+        monitor = Monitor(Slow(gate=opened().gate), Counted())
+        assert monitor.work_s(1000) == 0
+        monitor.note(an_evaluation(rows=15), named("a"))
+        await monitor.settle()
+        assert monitor.work_s(30) == pytest.approx(0.1 * 3.0)  # a tenth of what it saw
+
+    asyncio.run(scenario())
+
+
 def test_many_kinds_are_due_soon() -> None:
     monitor = Monitor(opened(), Counted())
     for classes in range(2, 2 + DUE_POOLS):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.telemetry.models import Models, ModelsFile, parse
+from service.telemetry.models import Models, follow, parse
 
 GOOD = b"""
 models:
@@ -89,7 +89,7 @@ def write(path: Path, text: str, *, at: int) -> None:
 def test_the_file_is_read_again_when_it_changes_and_the_last_good_one_stays(tmp_path: Path) -> None:
     path, declared = tmp_path / "models.yaml", Declared()
     write(path, "models: [{model: a}]", at=1)
-    file = ModelsFile(path, declared.declare)
+    file = follow(path, declared.declare)
     file.refresh()
     assert declared.calls == [["a"]]
     write(path, "models: [{model: b}]", at=2)
@@ -107,7 +107,7 @@ def test_the_file_is_read_again_when_it_changes_and_the_last_good_one_stays(tmp_
 def test_a_file_that_is_away_for_a_while_is_read_when_it_is_back(tmp_path: Path) -> None:
     path, away, declared = tmp_path / "models.yaml", tmp_path / "away", Declared()
     write(path, "models: [{model: a}]", at=1)
-    file = ModelsFile(path, declared.declare)
+    file = follow(path, declared.declare)
     path.rename(away)
     file.refresh()
     file.refresh()
@@ -118,4 +118,4 @@ def test_a_file_that_is_away_for_a_while_is_read_when_it_is_back(tmp_path: Path)
 
 def test_at_the_start_a_bad_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--models-file .*: No such file"):
-        ModelsFile(tmp_path / "none.yaml", Declared().declare)
+        follow(tmp_path / "none.yaml", Declared().declare)
