@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .host import FollowedFile
+from .followed_file import FollowedFile
 
 PREFIX = "losseval_"
 """Lets scanners of leaked secrets recognise a key."""

@@ -9,7 +9,7 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from ..host import FollowedFile
+from ..followed_file import FollowedFile
 
 OTHER = "other"
 MAX_PAIRS = 50

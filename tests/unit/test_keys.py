@@ -40,7 +40,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def files_are_settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """However new they are."""
-    monkeypatch.setattr("service.host._SETTLED_S", -1.0)
+    monkeypatch.setattr("service.followed_file._SETTLED_S", -1.0)
 
 
 def test_a_key_has_a_holder_and_nothing_else_has(path: Path) -> None:

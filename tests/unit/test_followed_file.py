@@ -1,23 +1,37 @@
-"""What is read of the machine and its files."""
+"""Files that are read again when they change."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from service.host import WatchedFile
+from service.followed_file import FollowedFile
 
 
 @pytest.fixture(autouse=True)
 def files_are_settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """However new they are."""
-    monkeypatch.setattr("service.host._SETTLED_S", -1.0)
+    monkeypatch.setattr("service.followed_file._SETTLED_S", -1.0)
+
+
+class Watched:
+    """What is in force of a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._taken: list[bytes] = []
+        self._file = FollowedFile(path, self._taken.append, title="file")
+
+    def changed(self) -> bytes | None:
+        """Returns what is new since the last time."""
+        self._file.refresh()
+        taken, self._taken[:] = list(self._taken), []
+        return taken[-1] if taken else None
 
 
 def test_a_watched_file_is_read_at_first_and_after_each_change(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("one")
-    watched = WatchedFile(path)
+    watched = Watched(path)
     assert [watched.changed(), watched.changed()] == [b"one", None]
     path.write_text("three")
     assert [watched.changed(), watched.changed()] == [b"three", None]
@@ -29,7 +43,7 @@ def test_a_file_of_the_same_size_and_time_in_its_place_is_a_change(tmp_path: Pat
     other.write_text("two")
     os.utime(path, ns=(1, 1))
     os.utime(other, ns=(1, 1))
-    watched = WatchedFile(path)
+    watched = Watched(path)
     watched.changed()
     other.replace(path)
     assert watched.changed() == b"two"
@@ -41,33 +55,20 @@ def test_a_kubernetes_volume_changes_by_the_swap_of_a_symlink_two_levels_up(tmp_
         (tmp_path / version / "keys").write_text(version)
     (tmp_path / "..data").symlink_to("one")
     (tmp_path / "keys").symlink_to("..data/keys")
-    watched = WatchedFile(tmp_path / "keys")
+    watched = Watched(tmp_path / "keys")
     assert watched.changed() == b"one"
     (tmp_path / "..data_tmp").symlink_to("two")
     (tmp_path / "..data_tmp").replace(tmp_path / "..data")
     assert [watched.changed(), watched.changed()] == [b"two", None]
 
 
-def test_a_file_that_goes_and_comes_back_unchanged_is_no_change(tmp_path: Path) -> None:
-    path, away = tmp_path / "keys", tmp_path / "away"
-    path.write_text("one")
-    watched = WatchedFile(path)
-    watched.changed()
-    path.rename(away)
-    for _ in range(2):
-        with pytest.raises(FileNotFoundError):
-            watched.changed()
-    away.rename(path)
-    assert watched.changed() is None
-
-
 def test_a_file_that_is_being_written_is_left_for_the_next_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.host._SETTLED_S", 1.0)
+    monkeypatch.setattr("service.followed_file._SETTLED_S", 1.0)
     path = tmp_path / "file"
     path.write_text("first")
-    watched = WatchedFile(path)
+    watched = Watched(path)
     assert watched.changed() == b"first"
     path.write_text("half")
     assert watched.changed() is None
