@@ -19,9 +19,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from . import __version__, host
 from .api import cross_entropy, documentation, health, info
 from .api.cross_entropy import CrossEntropy
+from .api.early_refusal import EarlyRefusal
 from .api.health import Health
 from .api.middleware.authentication import Authentication
-from .api.middleware.early_refusal import EarlyRefusal
 from .api.middleware.method_semantics import MethodSemantics
 from .api.middleware.metrics_listener import MetricsListener
 from .api.middleware.observation import Observation
@@ -58,6 +58,7 @@ class Application:
     layers: ASGIApp
     framework: FastAPI
     health: Health
+    early_refusal: EarlyRefusal | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request."""
@@ -90,7 +91,7 @@ def create_app(settings: Settings | None = None) -> Application:
     evaluator = Evaluator(batcher, SizeLimits(settings.max_classes, settings.max_elements))
     admission = Admission(settings.max_inflight_bytes, settings.max_queue_ms / 1e3, metrics)
     metrics.authentication.set(keys is not None)
-    metrics.watch(batcher.__len__, lambda: admission.queue_s)
+    metrics.watch(batcher.__len__, lambda: admission.waiting_s)
     state = Health(batcher)
     monitor = Monitor(device, metrics.models)
     declared = models.follow(settings.models_file, metrics.models.declare) if settings.models_file else None
@@ -136,27 +137,41 @@ def create_app(settings: Settings | None = None) -> Application:
     framework.include_router(health.router(state))
     # Without the framework's own error handlers: whatever goes wrong becomes a problem document.
     framework.middleware_stack = AsyncExitStackMiddleware(framework.router)
+    layers = _layers(framework, endpoint, settings, keys, metrics, state, traces)
+    if settings.cors_origins:  # pages couldn't read its answers
+        return Application(layers, framework, state)
+    early_refusal = EarlyRefusal(
+        cross_entropy.PATH,
+        keys=keys,
+        admission=admission,
+        limits=body_limits,
+        ignored_bytes=settings.linger_bytes,
+        metrics=metrics,
+        health=state,
+    )
+    return Application(layers, framework, state, early_refusal)
+
+
+def _layers(  # noqa: PLR0913, PLR0917 - what they are made of
+    framework: FastAPI,
+    endpoint: CrossEntropy,
+    settings: Settings,
+    keys: KeyRing | None,
+    metrics: Metrics,
+    state: Health,
+    traces: "Traces | None",
+) -> ASGIApp:
+    """Puts the middleware around the framework, the innermost first."""
     layers: ASGIApp = MethodSemantics(framework, routes=framework.routes)
     layers = Shortcut(layers, method="POST", path=cross_entropy.PATH, endpoint=endpoint)
-    authentication = None if keys is None else Authentication(layers, keys=keys, routes=framework.routes)
-    layers = authentication or layers
+    if keys is not None:
+        layers = Authentication(layers, keys=keys, routes=framework.routes)
     if settings.metrics_port is not None:
         layers = MetricsListener(layers, port=settings.metrics_port)
     layers = ProblemAnswers(layers, routes=framework.routes, metrics=metrics)
     if settings.cors_origins:  # around the problems: pages may read them too
         layers = _with_cors(layers, settings.cors_origins)
-    layers = Observation(layers, metrics=metrics, health=state, trace=traces.request if traces else None)
-    if not settings.cors_origins:  # its answers lack what a page would need to read them
-        layers = EarlyRefusal(
-            layers,
-            path=cross_entropy.PATH,
-            authentication=authentication,
-            admission=admission,
-            limits=body_limits,
-            metrics=metrics,
-            health=state,
-        )
-    return Application(layers, framework, state)
+    return Observation(layers, metrics=metrics, health=state, trace=traces.request if traces else None)
 
 
 def _with_cors(app: ASGIApp, origins: str) -> ASGIApp:

@@ -147,7 +147,7 @@ def build(app: Application, settings: Settings) -> Server:
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http=partial(HttpProtocol, settings=settings),  # type: ignore[arg-type]  # anything that makes one
+        http=partial(HttpProtocol, settings=settings, early_refusal=app.early_refusal),  # type: ignore[arg-type]  # anything that makes one
         ws="none",
         lifespan="on",
         log_config=None,

@@ -93,7 +93,7 @@ class CrossEntropy:
             body = await self._receive(receive, head, record, reservation, interruption, place)
             if place.work_s is None:
                 admission.check_queue(wire, len(body), remaining_s=deadline - time.monotonic())
-                place.take(wire, len(body))
+                place.take(wire, len(body), time.monotonic())
             with abandoned_when_gone(receive, interruption):
                 if wire == "json" and len(body) > _HEAVY_BYTES:
                     await self._turnstile.enter()
@@ -105,7 +105,9 @@ class CrossEntropy:
                 del body, decode  # the memory is needed again, unless the arrays are views of it
                 self._limits.check_answer(head.answer, request.numbers)
                 reservation.cover(request.bytes_needed)
-                return await self._evaluate(request, head, record, deadline)
+                payload = await self._evaluate(request, head, record, deadline)
+                place.finish(time.monotonic())
+                return payload
 
     async def _receive(  # noqa: PLR0913, PLR0917 - what a body that is on its way may hold
         self,
@@ -128,7 +130,7 @@ class CrossEntropy:
                 place.leave()
 
         if announced is not None and announced > _HEAVY_BYTES:
-            place.take(wire, announced)
+            place.take(wire, announced, time.monotonic())
             asyncio.get_running_loop().call_later(_SOON_S, give_up)
         body = await read_body(
             receive, interruption, check_size, limits, content_length=announced, caller_timeout_s=head.timeout_s

@@ -11,10 +11,15 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from .. import __version__
 from ..errors import HeadersTooLarge, MalformedRequest, Overloaded, ServiceError
 from ..settings import Settings
+from .early_refusal import EarlyRefusal, Headers, Refusal
 from .gathering import GatheringTransport
 from .problems import answer, status_of
 
 _FRAMING = (b"content-length", b"transfer-encoding")
+
+
+class _NothingMore(Exception):  # noqa: N818 - not an error
+    """The answer is out, and the connection ends behind it."""
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -30,13 +35,23 @@ class HttpProtocol(HttpToolsProtocol):
     """Came since the head began or the last piece of the body; a head, trailers, or extensions of chunks."""
     _ignored_bytes = 0
     _keeps_alive = True
+    _is_first = True
     _is_resuming = False
+    _is_refused = False
+    """Whether the request being read has its answer already, and its body is dropped."""
     _refusal: ServiceError | None = None
     _reader_timer: asyncio.TimerHandle
 
-    def __init__(self, *args: Any, settings: Settings, **kwargs: Any) -> None:  # noqa: ANN401 - uvicorn's
+    def __init__(
+        self,
+        *args: Any,  # noqa: ANN401 - uvicorn's
+        settings: Settings,
+        early_refusal: EarlyRefusal | None,
+        **kwargs: Any,  # noqa: ANN401 - uvicorn's
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._settings = settings
+        self._early_refusal = early_refusal
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own is narrower
         """Puts a gathering transport between the protocol and the socket."""
@@ -59,7 +74,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._decline_upgrade(data[offer.args[0] :])
         except httptools.HttpParserError as error:
             reason = error.__context__  # what a callback raised
-            self._fail(reason if isinstance(reason, ServiceError) else MalformedRequest("This is not HTTP/1.1."))
+            if not isinstance(reason, _NothingMore):
+                self._fail(reason if isinstance(reason, ServiceError) else MalformedRequest("This is not HTTP/1.1."))
         else:
             if self._phase != "idle":
                 self._await_rest()
@@ -73,8 +89,9 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._phase = "head"
         self._unused_bytes = 0
-        if self.cycle is not None:  # on a new connection the time runs from its opening
+        if not self._is_first:  # whose time runs from the opening of the connection
             self._unset_keepalive_if_required()
+        self._is_first = False
 
     def on_url(self, url: bytes) -> None:
         """Takes a piece of the target."""
@@ -97,13 +114,24 @@ class HttpProtocol(HttpToolsProtocol):
         if [name for name, _ in self.headers].count(b"host") != 1 and self.parser.get_http_version() == "1.1":
             raise MalformedRequest("A request has one Host header.")
         self._unset_keepalive_if_required()
-        super().on_headers_complete()
+        refusal = self._refused_early()
+        if refusal is None:
+            super().on_headers_complete()
+            self._phase = "body"
+            return
         self._phase = "body"
+        self._is_refused = True
+        self._write(refusal.status, refusal.headers, refusal.body)
+        if refusal.closes:
+            self._linger()
+            if self._announced_bytes() > self._settings.linger_bytes and not self.expect_100_continue:
+                self.flow.pause_reading()  # under overload, what can't be read to its end is not begun
+            raise _NothingMore
 
     def on_body(self, body: bytes) -> None:
         """Keeps a piece of the body as it is, so that taking it is no copy; what comes before it is taken joins it."""
         self._unused_bytes = 0
-        if self.cycle.response_complete:
+        if self._is_refused or self.cycle.response_complete:
             return
         if not self.cycle.body:
             self.cycle.body = body  # type: ignore[assignment]
@@ -117,6 +145,10 @@ class HttpProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return
         self._phase = "idle"
+        if self._is_refused:
+            self._is_refused = False
+            self._close_after(self.timeout_keep_alive)
+            return
         if self.transport.lingers:
             self.transport.lingers = False
             if self.cycle.response_complete:
@@ -170,12 +202,17 @@ class HttpProtocol(HttpToolsProtocol):
         elif self._phase == "head":
             if self.timeout_keep_alive_task is None and self._is_answered():
                 self._close_after(self._settings.header_timeout)
+        elif self._is_refused:
+            if self.timeout_keep_alive_task is None:
+                self._close_after(self._settings.linger_timeout)
         elif not self.transport.lingers:
             self.transport.lingers = True
             # An answer that comes before the end of a long body says that the connection will not be used again.
-            length = next((int(value) for name, value in self.headers if name == b"content-length"), math.inf)
             self._keeps_alive = self.cycle.keep_alive
-            self.cycle.keep_alive &= length <= self._settings.linger_bytes
+            self.cycle.keep_alive &= self._announced_bytes() <= self._settings.linger_bytes
+
+    def _announced_bytes(self) -> float:
+        return next((int(value) for name, value in self.headers if name == b"content-length"), math.inf)
 
     def _ignore(self, data: bytes) -> None:
         """Reads on for a while behind a refusal, since closing on unread bytes resets the connection and loses it."""
@@ -210,6 +247,13 @@ class HttpProtocol(HttpToolsProtocol):
             self._refusal = error
             self.flow.pause_reading()
 
+    def _refused_early(self) -> Refusal | None:
+        parser = self.parser
+        if self._early_refusal is None or not self._is_answered() or parser.should_upgrade():
+            return None
+        keeps_alive = parser.get_http_version() != "1.0" and parser.should_keep_alive()
+        return self._early_refusal.of(parser.get_method(), self.url, self.headers, keeps_alive=keeps_alive)
+
     def _refuse(self, error: ServiceError) -> None:
         request_id = uuid.uuid4().hex
         headers, body = answer(error, request_id)
@@ -219,8 +263,14 @@ class HttpProtocol(HttpToolsProtocol):
             (b"x-request-id", request_id.encode()),
             (b"x-service-version", __version__.encode()),
         ]
-        lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-        self.transport.write(STATUS_LINE[status_of(error)] + lines + b"\r\n" + body)
+        self._write(status_of(error), headers, body)
+        self._linger()
+
+    def _write(self, status: int, headers: Headers, body: bytes) -> None:
+        lines = [b"%b: %b\r\n" % header for header in (*self.server_state.default_headers, *headers)]
+        self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", body]))
+
+    def _linger(self) -> None:
         self.transport.lingers = True
         self.transport.close()
 

@@ -2,7 +2,7 @@
 
 Refuses, never queues without bound. Bytes are reserved when the headers are read; queue time counts from the moment the
 body is there. The work of a request is estimated as a + b * bytes, one line for each wire form, fitted to what requests
-took lately.
+took lately; and the pace at which such work is done follows how long those waited who came to a long queue.
 """
 
 import math
@@ -27,6 +27,8 @@ _RIDGE = 1e9
 _MIN_WORK_S = 1e-5
 _UNTIMED_S = 1.5e-4
 """What HTTP, the event loop and the log cost; of a small request, two thirds."""
+_PACE_LEARNING = 0.02
+_SLOWEST_PACE = 10.0
 
 
 class RejectionMetrics(Protocol):
@@ -104,10 +106,17 @@ class Place:
 
     admission: "Admission"
     work_s: float | None = None
+    taken_at: float = 0.0
+    expected_s: float = 0.0
 
-    def take(self, wire: Wire, size: int) -> None:
+    def take(self, wire: Wire, size: int, now: float) -> None:
         """Counts the work on a body of `size` bytes, from now on."""
         self.work_s = self.admission.enter(wire, size)
+        self.taken_at, self.expected_s = now, self.admission.waiting_s
+
+    def finish(self, now: float) -> None:
+        """Tells how long it took from the place to the answer."""
+        self.admission.observe_wait(self.expected_s, now - self.taken_at)
 
     def leave(self) -> None:
         """Counts nothing any more; the place may be taken again."""
@@ -131,7 +140,10 @@ class Admission:
     metrics: RejectionMetrics | None = None
     inflight_bytes: int = 0
     queue_s: float = 0.0
+    """Estimated work."""
     queued_requests: int = 0
+    pace: float = 1.0
+    """How long a second of that work takes, while others have the processor, too, or are refused."""
     _estimates: dict[Wire, WorkEstimate] = field(
         default_factory=lambda: {wire: WorkEstimate(slope) for wire, slope in _PRIOR_SLOPE.items()}
     )
@@ -178,7 +190,7 @@ class Admission:
             return
         if self.is_full_for(wire, size):
             raise self._refusal("queue_time", self.full_detail)
-        total = self.queue_s + self._estimates[wire].seconds(size)
+        total = self.waiting_s + self.pace * self._estimates[wire].seconds(size)
         if total > remaining_s:
             self._count("deadline")
             detail = f"The answer would take {total:.2f} s, and the caller waits {remaining_s:.2f} s more."
@@ -195,15 +207,21 @@ class Admission:
             raise DeadlineExceeded("The deadline passed before the work on the request began.")
 
     @property
+    def waiting_s(self) -> float:
+        """How long it takes until what waits now is done."""
+        return self.pace * self.queue_s
+
+    @property
     def is_relaxed(self) -> bool:
         """Whether there is so much room that looking closer hardly finds anything to refuse."""
-        return self.queue_s <= self.max_queue_s / 2 and self.inflight_bytes <= self.max_inflight_bytes / 2
+        return self.waiting_s <= self.max_queue_s / 2 and self.inflight_bytes <= self.max_inflight_bytes / 2
 
     def is_full_for(self, wire: Wire, size: int) -> bool:
         """Tells whether too much work waits for a request that has to wait behind it."""
         # Counted in full, work longer than the bound would only ever be taken by an idle server.
-        left_s = self.max_queue_s - self.queue_s
-        return self.queued_requests > 0 and left_s < min(self._estimates[wire].seconds(size), self.max_queue_s / 2)
+        left_s = self.max_queue_s - self.waiting_s
+        own_s = self.pace * self._estimates[wire].seconds(size)
+        return self.queued_requests > 0 and left_s < min(own_s, self.max_queue_s / 2)
 
     @property
     def full_detail(self) -> str:
@@ -213,7 +231,7 @@ class Admission:
     @property
     def retry_after_s(self) -> int:
         """Whole seconds until what waits now is done."""
-        return max(1, math.ceil(self.queue_s))
+        return max(1, math.ceil(self.waiting_s))
 
     def enter(self, wire: Wire, size: int) -> float:
         """Counts a request whose body has arrived, and returns its estimated work to be given to `leave`."""
@@ -231,6 +249,13 @@ class Admission:
     def observe(self, wire: Wire, size: int, seconds: float) -> None:
         """Calibrates the estimate with the work a request really took, as its stages were timed."""
         self._estimates[wire].observe(size, seconds + _UNTIMED_S)
+
+    def observe_wait(self, expected_s: float, seconds: float) -> None:
+        """Calibrates the pace with how long a request waited for its answer that was expected to take `expected_s`."""
+        # A short queue only shows single batches and slow uploads.
+        if expected_s >= self.max_queue_s / 4:
+            pace = self.pace * seconds / expected_s
+            self.pace += _PACE_LEARNING * (min(max(pace, 1.0), _SLOWEST_PACE) - self.pace)
 
     def _refusal(self, reason: Reason, detail: str) -> Overloaded:
         self._count(reason)

@@ -18,6 +18,7 @@ import simdjson
 from ..dtypes import FLOATS, Array, Buffer, name_of
 from ..errors import InvalidValue, MalformedJson, NumberOutOfRange, ShapeMismatch, UnknownField
 from . import nonfinite
+from .evenness import Lists, lists_of
 from .json_errors import MAX_RANK, JsonPath, explain_element, explain_malformed, pointer, refuse_duplicates
 from .tensor_object import check_keys, decode_tensor, encode_tensor
 
@@ -29,7 +30,6 @@ _PART_ELEMENTS = 1 << 16
 """About two milliseconds of writing."""
 _SAFE = 6e4
 """Numbers up to here fit every dtype; F16 ends at 65,504."""
-_UNMARKED = bytes({*range(256)} - {*b"[],"})
 
 
 def decode(body: Buffer, scalar_fields: Collection[str]) -> tuple[dict[str, Array], dict[str, object]]:
@@ -126,8 +126,7 @@ class _Document:
         self.nested: set[str] = set()
         self.lists_to_pass = 0
         self.has_brackets_in_strings = False
-        self._marks: bytes | None = None
-        self._passed = 0
+        self._lists: Lists | None = None
         self._substituted: Any = None
 
     def names(self, arrays: Collection[str], scalars: Collection[str]) -> list[str]:
@@ -169,23 +168,12 @@ class _Document:
         return numbers.reshape(shape)
 
     def _is_even(self, shape: tuple[int, ...]) -> bool:
-        """Compares the brackets and commas of the next array with those it must have.
-
-        Counting numbers is not enough: [[1, 2], [3, [4]]] flattens to as many. Nor are marks: [] and [1] have the same.
-        """
-        if self._marks is None:
-            self._marks = bytes(self.body).translate(None, _UNMARKED)
-        while self.lists_to_pass:
-            self._passed = self._marks.find(b"]", self._passed) + 1
-            self.lists_to_pass -= 1
-        start = self._marks.find(b"[", self._passed)
-        expected = b""
-        for size in reversed(shape):
-            if (len(expected) + 1) * size > len(self._marks):
-                return False
-            expected = b"[%b]" % ((expected + b",") * size)[:-1]
-        self._passed = start + len(expected)
-        return self._marks.startswith(expected, start)
+        if self._lists is None:
+            self._lists = lists_of(self.body)
+        for _ in range(self.lists_to_pass):
+            self._lists.skip()
+        self.lists_to_pass = 0
+        return self._lists.are_even(shape)
 
     def _numbers(self, name: str, value: Any) -> Array:  # noqa: ANN401
         kinds = "iud" if name == "labels" else "d"

@@ -6,6 +6,7 @@ A sabotaged build proves that the scenario which passes without it can fail.
 import dataclasses
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -13,15 +14,18 @@ from typing import Any, Final
 import httptools
 import numpy as np
 import torch
+from fastapi import FastAPI
 
 from service import server as lifecycle
-from service.api import cross_entropy, health, problems, protocol
+from service.api import cross_entropy, documentation, health, problems, protocol
 from service.api.gathering import GatheringTransport
 from service.engine import batch_plan, batcher, device
 from service.engine.admission import Admission, Reservation
 from service.engine.batcher import Batcher, DeviceRows
 from service.engine.device import TorchDevice
+from service.errors import InvalidValue
 from service.loss.evaluation import Evaluation
+from service.wire import json_body, json_errors
 from tests.reliability.marks import DEVICE_ROWS, FIXED_S, MARK, SMALL_CLASSES
 
 BUILDS: Final[dict[str, Callable[[], None]]] = {}
@@ -191,6 +195,38 @@ def no_lingering() -> None:
 
 
 @build
+def long_numbers() -> None:
+    """Numbers are read however long they are, which takes the square of their length."""
+    sys.set_int_max_str_digits(0)
+    replace(json_errors, "_bounded_int", int)
+
+
+@build
+def every_element_explained() -> None:
+    """Of a wrong array not the first element is described, but each."""
+
+    def explain_element(name: str, value: Any) -> InvalidValue:
+        findings = [
+            InvalidValue.at(f"#/{name}/{place}", f"{one} is not a number") for place, one in enumerate(value[0])
+        ]
+        return findings[0]
+
+    replace(json_body, "explain_element", explain_element)
+
+
+@build
+def helpful_paths() -> None:
+    """A path that is nearly right is redirected to the one that is, on the host that the client names."""
+
+    def framework(*args: Any, **options: Any) -> FastAPI:
+        app: FastAPI = plain(*args, **options)
+        app.router.redirect_slashes = True
+        return app
+
+    plain = replace(documentation, "framework", framework)
+
+
+@build
 def nothing_released() -> None:
     """What a request reserved stays reserved."""
     replace(Reservation, "release", lambda _: None)
@@ -201,6 +237,12 @@ def everything_admitted() -> None:
     """Nobody is refused for the work that waits."""
     replace(Admission, "is_full_for", lambda *_: False)
     replace(Admission, "check_queue", lambda *_, **__: None)
+
+
+@build
+def nothing_reserved() -> None:
+    """Bodies may take any memory."""
+    replace(Admission, "grow", lambda *_: None)
 
 
 @build
@@ -287,3 +329,9 @@ def always_alive() -> None:
     """Liveness and readiness say yes, whatever happens."""
     replace(health.Health, "is_alive", property(lambda _: True))
     replace(health.Health, "is_ready", property(lambda _: True))
+
+
+@build
+def clinging() -> None:
+    """The process goes on without its device."""
+    replace(health.Health, "is_lost", property(lambda _: False))

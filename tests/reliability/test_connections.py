@@ -286,15 +286,26 @@ ELSEWHERE = [
 ]
 
 
-def test_no_host_and_no_spelling_of_a_path_leads_past_the_path(plain: Replica) -> None:
+def mislead(replica: Replica) -> None:
+    """Asks by strange names for what is there, and for what nearly is."""
     for host in HOSTS:
-        reply = exchange(plain.port, GOLDEN_BODY, {"Content-Type": "application/json", "Host": host})
+        reply = exchange(replica.port, GOLDEN_BODY, {"Content-Type": "application/json", "Host": host})
         assert reply.status in {200, 400}, host
         assert b"evil" not in reply.content
         assert "evil" not in str(reply.headers)
     for path in ELSEWHERE:
-        reply = exchange(plain.port, GOLDEN_BODY, path=path)
-        assert reply.status == http.client.NOT_FOUND, path
+        reply = exchange(replica.port, GOLDEN_BODY, path=path)
+        assert reply.status == http.client.NOT_FOUND, f"{path} is {reply.status}"
         assert "location" not in reply.headers
     sent = request(b"Content-Length: 2", body=b"{}", line=b"POST http://evil.example/livez HTTP/1.1")
-    assert answers_to(plain, sent + SECOND)[0] in {400, 404, 405}
+    assert answers_to(replica, sent + SECOND)[0] in {400, 404, 405}
+
+
+def test_no_host_and_no_spelling_of_a_path_leads_past_the_path(plain: Replica) -> None:
+    mislead(plain)
+
+
+@pytest.mark.reliability
+def test_a_service_that_redirects_is_found() -> None:
+    with serving("helpful_paths", is_unharmed=False) as replica, pytest.raises(AssertionError, match="is 307"):
+        mislead(replica)

@@ -107,18 +107,19 @@ def test_a_batch_that_is_not_halved_is_found(failing_together: Replica, figures:
         crowd_out(failing_together, figures)
 
 
-def break_device(replica: Replica, figures: Figures) -> None:
+def break_device(replica: Replica, figures: Figures, *, exit_s: float = EXIT_S) -> None:
     """After an error that stays, the batch may be tried elsewhere, and the process ends by itself, and says why."""
     reply = exchange(replica.port, MARKED)
     started = time.monotonic()
     liveness = 0
-    while replica.process.poll() is None and time.monotonic() - started < EXIT_S:
+    while replica.process.poll() is None and time.monotonic() - started < exit_s:
         try:
             liveness = status_of(replica, "/livez")
         except (OSError, http.client.HTTPException):
             break
     assert reply.status == 503, f"the batch got {reply.status}, which nobody tries again"
-    code = replica.process.wait(timeout=EXIT_S)
+    wait_until(lambda: replica.process.poll() is not None, seconds=exit_s, what="ending")
+    code = replica.process.returncode
     figures(batch=reply.status, last_livez=liveness, exit_code=code, ended_after_s=time.monotonic() - started)
     assert liveness in {0, 503}
     assert code not in {0, 1, 2, -6, -9, -11, -15}, f"exit code {code} says nothing"
@@ -127,6 +128,14 @@ def break_device(replica: Replica, figures: Figures) -> None:
 def test_a_device_that_is_broken_for_good_ends_the_process(figures: Figures) -> None:
     with serving("sticky_device", is_unharmed=False) as replica:
         break_device(replica, figures)
+
+
+def test_a_process_that_outlives_its_device_is_found(figures: Figures) -> None:
+    with (
+        serving("sticky_device,clinging", is_unharmed=False) as replica,
+        pytest.raises(AssertionError, match="ending took"),
+    ):
+        break_device(replica, figures, exit_s=2)
 
 
 # On the wire

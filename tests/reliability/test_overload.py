@@ -24,6 +24,7 @@ from tests.wire import encode
 
 MAX_QUEUE_S = 1.0
 GOLDEN_ROWS = 3
+INFLIGHT_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,22 +320,37 @@ def test_uploads_that_count_as_work_keep_others_out(figures: Figures) -> None:
         beside_uploads(replica, figures)
 
 
+def fill_memory(replica: Replica, figures: Figures, *, seconds: float) -> None:
+    """Offers ten times the peak twice: memory may grow by what may be in flight, and then no more."""
+    peak = saturate(replica.port, LARGE, connections=4, seconds=5).requests_per_s
+    found = []
+    replica.forget_peak()
+    for times in (1, 10, 10):
+        offer(replica.port, LARGE, rate=times * peak, seconds=seconds, expects_continue=True)
+        found.append(replica.peak_bytes())
+    at_peak, halfway, beyond = found
+    figures(at_1x_mib=at_peak >> 20, halfway_mib=halfway >> 20, at_the_end_mib=beyond >> 20, seconds=2 * seconds)
+    assert beyond <= at_peak + INFLIGHT_BYTES, f"memory grew by {beyond - at_peak >> 20} MiB"
+    assert beyond <= halfway + (16 << 20)
+
+
 @pytest.mark.reliability
 @pytest.mark.timeout(240)
 def test_memory_under_ten_times_the_peak_is_bounded_and_flat(figures: Figures) -> None:
-    inflight = 256 << 20
-    with serving(max_inflight_bytes=inflight) as replica:
-        peak = saturate(replica.port, LARGE, connections=4, seconds=5).requests_per_s
-        replica.forget_peak()
-        offer(replica.port, LARGE, rate=peak, seconds=10, expects_continue=True)
-        at_peak = replica.peak_bytes()
-        offer(replica.port, LARGE, rate=10 * peak, seconds=30, expects_continue=True)
-        halfway = replica.peak_bytes()
-        offer(replica.port, LARGE, rate=10 * peak, seconds=30, expects_continue=True)
-        beyond = replica.peak_bytes()
-        figures(at_1x_mib=at_peak >> 20, after_30_s_mib=halfway >> 20, after_60_s_mib=beyond >> 20)
-        assert beyond <= at_peak + inflight
-        assert beyond <= halfway + (16 << 20)
+    with serving(max_inflight_bytes=INFLIGHT_BYTES) as replica:
+        fill_memory(replica, figures, seconds=30)
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(120)
+def test_memory_without_bounds_is_found(figures: Figures) -> None:
+    with (
+        serving(
+            "everything_admitted,nothing_reserved", max_inflight_bytes=INFLIGHT_BYTES, is_unharmed=False
+        ) as replica,
+        pytest.raises(AssertionError, match="memory grew"),
+    ):
+        fill_memory(replica, figures, seconds=1)
 
 
 @pytest.mark.reliability

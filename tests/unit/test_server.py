@@ -22,7 +22,7 @@ def test_forwarded_headers_are_believed_from_given_networks_alone(
 ) -> None:
     """Whatever uvicorn's own variable says."""
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
-    app = cast(Application, SimpleNamespace(health=None, __call__=None))
+    app = cast(Application, SimpleNamespace(health=None, early_refusal=None, __call__=None))
     config = build(app, load(flags)).config
     assert config.proxy_headers is is_believed
     assert not is_believed or config.forwarded_allow_ips == networks

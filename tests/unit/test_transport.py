@@ -180,7 +180,7 @@ def test_a_few_bytes_that_nobody_reads_are_not_kept() -> None:
     poll.register(client, 0)
 
     async def scenario() -> None:
-        protocol = partial(HttpProtocol, settings=Settings(send_timeout=0.1))
+        protocol = partial(HttpProtocol, settings=Settings(send_timeout=0.1), early_refusal=None)
         options: Any = {"http": protocol, "ws": "none", "lifespan": "off", "log_config": None}
         server = uvicorn.Server(uvicorn.Config(answer_at_length, timeout_keep_alive=1, **options))
         serving = asyncio.ensure_future(server.serve(sockets=[listener]))

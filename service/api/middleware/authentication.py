@@ -27,7 +27,7 @@ class Authentication:
         """Passes the request on with the name of its key, never the key, in its record."""
         if scope.get("method") == "POST":
             record = record_of(scope)
-            record.key = self.holder(scope["headers"])
+            record.key = holder(scope["headers"], self._keys)
             if record.key is None:
                 for route in self._routes:
                     if route.matches(scope)[0] is Match.FULL:
@@ -38,15 +38,16 @@ class Authentication:
                         )
         await self.app(scope, receive, send)
 
-    def holder(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-        """Returns who holds the key in either header; of several alike the last counts, so two are hashed at most."""
-        bearer = key = None
-        for name, value in headers:
-            if name == b"authorization" and value[: len(_SCHEME)].lower() == _SCHEME:
-                bearer = value[len(_SCHEME) :].strip()
-            elif name == b"x-api-key":
-                key = value
-        for candidate in (bearer, key):
-            if candidate and (holder := self._keys.holder_of(candidate)):
-                return holder
-        return None
+
+def holder(headers: Iterable[tuple[bytes, bytes]], keys: KeyRing) -> str | None:
+    """Returns who holds the key in either header; of several alike the last counts, so two are hashed at most."""
+    bearer = key = None
+    for name, value in headers:
+        if name == b"authorization" and value[: len(_SCHEME)].lower() == _SCHEME:
+            bearer = value[len(_SCHEME) :].strip()
+        elif name == b"x-api-key":
+            key = value
+    for candidate in (bearer, key):
+        if candidate and (name_of_key := keys.holder_of(candidate)):
+            return name_of_key
+    return None

@@ -1,5 +1,7 @@
 """The books of bytes and of work."""
 
+from contextlib import ExitStack
+
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
@@ -97,14 +99,54 @@ def test_work_longer_than_the_bound_is_taken_when_less_than_half_of_it_waits() -
 def test_a_place_can_be_lost_and_taken_again_and_is_left_once() -> None:
     admission, _ = an_admission()
     with Place(admission) as place:
-        place.take("json", 10**6)
+        place.take("json", 10**6, now=0.0)
         assert (admission.queued_requests, place.work_s) == (1, admission.queue_s)
         place.leave()
         place.leave()
         assert (admission.queued_requests, admission.queue_s) == (0, 0.0)
-        place.take("json", 10**6)
+        place.take("json", 10**6, now=1.0)
         assert admission.queued_requests == 1
     assert (admission.queued_requests, admission.queue_s) == (0, 0.0)
+
+
+def wait_in_turn(admission: Admission, *, slower: float, times: int) -> None:
+    """Fills the queue as far as may be, and answers everybody `slower` times later than was estimated."""
+    for _ in range(times):
+        with ExitStack() as stack:
+            place = stack.enter_context(Place(admission))
+            while not admission.is_full_for("json", 10**6):
+                place = stack.enter_context(Place(admission))
+                place.take("json", 10**6, now=0.0)
+            place.finish(slower * admission.queue_s)
+
+
+@pytest.mark.parametrize(
+    ("slower", "pace"),
+    [
+        pytest.param(3.0, 3.0, id="others have the processor"),
+        pytest.param(0.5, 1.0, id="batches are quicker than alone"),
+        pytest.param(1e6, 10.0, id="it stands still"),
+    ],
+)
+def test_what_takes_longer_than_estimated_counts_for_more(slower: float, pace: float) -> None:
+    admission, _ = an_admission()
+    wait_in_turn(admission, slower=slower, times=300)
+    assert admission.pace == pytest.approx(pace, rel=0.01)
+    work = admission.enter("json", 10**6)
+    assert admission.waiting_s == pytest.approx(pace * work, rel=0.01)
+    with pytest.raises(DeadlineExceeded):
+        admission.check_queue("json", 0, remaining_s=0.95 * pace * work)
+    admission.leave(work)
+    wait_in_turn(admission, slower=1.0, times=400)
+    assert admission.pace == pytest.approx(1, rel=0.01), "it does not recover"
+
+
+def test_waiting_that_is_not_due_to_the_queue_teaches_nothing() -> None:
+    admission, _ = an_admission()
+    with Place(admission) as place:
+        place.take("json", 10**6, now=0.0)
+        place.finish(30.0)
+    assert admission.pace == 1
 
 
 def test_work_that_waits_is_bounded_and_says_when_to_come_again() -> None:
