@@ -27,7 +27,7 @@ class GatheringTransport:
         self._parts: list[Buffer] = []
         self._size = 0
         self._written_bytes = 0
-        self._is_lingering = False
+        self._lingering: asyncio.TimerHandle | None = None
         self.lingers = False
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the transport has
@@ -35,7 +35,7 @@ class GatheringTransport:
 
     def is_closing(self) -> bool:
         """Tells whether nothing more can be written."""
-        return self._is_lingering or self._transport.is_closing()
+        return self._lingering is not None or self._transport.is_closing()
 
     @property
     def left_bytes(self) -> int:
@@ -74,11 +74,15 @@ class GatheringTransport:
         if not self.lingers:
             self._transport.close()
         elif not self.is_closing():
-            self._is_lingering = True
+            self._lingering = self._loop.call_later(self._linger_s, self._transport.close)
             self._transport.resume_reading()
             if self._transport.can_write_eof():  # TLS can't
                 self._transport.write_eof()
-            self._loop.call_later(self._linger_s, self._transport.close)
+
+    def forget(self) -> None:
+        """Lets go of a connection that is lost, which the timer would keep in memory."""
+        if self._lingering is not None:
+            self._lingering.cancel()
 
 
 class _Turn:

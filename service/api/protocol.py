@@ -187,6 +187,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Ends every watch."""
+        self.transport.forget()
         if self.flow.write_paused:
             self._reader_timer.cancel()
         super().connection_lost(exc)

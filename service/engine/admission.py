@@ -28,7 +28,10 @@ _MIN_WORK_S = 1e-5
 _UNTIMED_S = 1.5e-4
 """What HTTP, the event loop and the log cost; of a small request, two thirds."""
 _PACE_LEARNING = 0.02
-_SLOWEST_PACE = 10.0
+_SLOWEST_PACE = 4.0
+_LATENCY_S = 0.1
+"""What a few turns of the event loop take under load, whatever waits. A queue held shorter for it would run dry between
+two turns, and leave the processor to refusals."""
 
 
 class RejectionMetrics(Protocol):
@@ -254,7 +257,7 @@ class Admission:
         """Calibrates the pace with how long a request waited for its answer that was expected to take `expected_s`."""
         # A short queue only shows single batches and slow uploads.
         if expected_s >= self.max_queue_s / 4:
-            pace = self.pace * seconds / expected_s
+            pace = self.pace * (seconds - _LATENCY_S) / expected_s
             self.pace += _PACE_LEARNING * (min(max(pace, 1.0), _SLOWEST_PACE) - self.pace)
 
     def _refusal(self, reason: Reason, detail: str) -> Overloaded:

@@ -117,7 +117,7 @@ def wait_in_turn(admission: Admission, *, slower: float, times: int) -> None:
             while not admission.is_full_for("json", 10**6):
                 place = stack.enter_context(Place(admission))
                 place.take("json", 10**6, now=0.0)
-            place.finish(slower * admission.queue_s)
+            place.finish(slower * admission.queue_s + 0.1)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def wait_in_turn(admission: Admission, *, slower: float, times: int) -> None:
     [
         pytest.param(3.0, 3.0, id="others have the processor"),
         pytest.param(0.5, 1.0, id="batches are quicker than alone"),
-        pytest.param(1e6, 10.0, id="it stands still"),
+        pytest.param(1e6, 4.0, id="it stands still"),
     ],
 )
 def test_what_takes_longer_than_estimated_counts_for_more(slower: float, pace: float) -> None:
@@ -146,6 +146,14 @@ def test_waiting_that_is_not_due_to_the_queue_teaches_nothing() -> None:
     with Place(admission) as place:
         place.take("json", 10**6, now=0.0)
         place.finish(30.0)
+    assert admission.pace == 1
+
+
+def test_a_short_bound_is_not_made_shorter_by_turns_of_the_loop() -> None:
+    admission, _ = an_admission(max_queue_s=0.01)
+    with Place(admission) as place:
+        place.take("json", 10**6, now=0.0)
+        place.finish(0.1)
     assert admission.pace == 1
 
 
