@@ -51,6 +51,7 @@ class WorkEstimate:
     prior_slope: float
     size: float = 1e4
     seconds_mean: float = 3e-4
+    observed: int = 0
     variance: float = 0.0
     covariance: float = 0.0
     slope: float = field(init=False)
@@ -64,12 +65,14 @@ class WorkEstimate:
         return max(work, _MIN_WORK_S)
 
     def observe(self, size: int, seconds: float) -> None:
-        """Learns from a request that was answered."""
+        """Learns from a request that was answered; the first ones count for more than what was guessed before."""
+        self.observed += 1
+        share = max(_LEARNING, 1 / (self.observed + 1))
         beyond_size, beyond_seconds = size - self.size, seconds - self.seconds_mean
-        self.size += _LEARNING * beyond_size
-        self.seconds_mean += _LEARNING * beyond_seconds
-        self.variance = (1 - _LEARNING) * (self.variance + _LEARNING * beyond_size**2)
-        self.covariance = (1 - _LEARNING) * (self.covariance + _LEARNING * beyond_size * beyond_seconds)
+        self.size += share * beyond_size
+        self.seconds_mean += share * beyond_seconds
+        self.variance = (1 - share) * (self.variance + share * beyond_size**2)
+        self.covariance = (1 - share) * (self.covariance + share * beyond_size * beyond_seconds)
         slope = (self.covariance + self.prior_slope * _RIDGE) / (self.variance + _RIDGE)
         self.slope = min(max(slope, 0.0), self.seconds_mean / max(self.size, 1.0))  # the offset is never negative
 

@@ -74,7 +74,7 @@ class Metrics(Collector):
         self._batch_requests = histogram("batch_requests", "Requests of a batch.", [2**power for power in range(11)])
         batches = counter("batches", "Batches computed, by what closed them.", "closed_by")
         self._queue_requests = gauge("queue_requests", "Requests that wait for a batch.")
-        self._queue_seconds = gauge("queue_seconds", "Estimated work of requests that arrived and are not answered.")
+        self._queue_seconds = gauge("queue_seconds", "Estimated time until what has arrived is answered.")
         rejections = counter("rejected_requests", "Requests refused for lack of capacity.", "reason")
         disconnects = counter("client_disconnects", "Callers that went before their answer.", "phase")
         self.authentication = gauge("authentication_enabled", "1 where computing needs a key, else 0.")
