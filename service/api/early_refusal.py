@@ -22,6 +22,8 @@ from .negotiation import BodyLimits, Head
 from .problems import MEDIA_TYPE, document, status_of
 
 LOG_INTERVAL_S = 1.0
+DRAINED = 64
+"""Of the long bodies that are refused within that time, the beginnings of so many are read; see `Refusal.drains`."""
 Headers = Sequence[tuple[bytes, bytes]]
 _HEADERS = (
     (b"content-type", MEDIA_TYPE.encode()),
@@ -37,12 +39,17 @@ _log = structlog.get_logger("losseval")
 
 
 class Refusal(NamedTuple):
-    """A whole answer; where it closes the connection, one of the headers says so."""
+    """A whole answer; where it `closes` the connection, one of the headers says so.
+
+    `drains`: whether to read on behind it. Otherwise a client that sends a long body to its end before it reads may
+    find the connection reset, and no answer. To read of hundreds a second would take more than to answer does.
+    """
 
     status: int
     headers: Headers
     body: bytes
     closes: bool
+    drains: bool
 
 
 class EarlyRefusal:
@@ -92,8 +99,10 @@ class EarlyRefusal:
         if error is None:
             return None
         named = dict(headers)
-        closes = not keeps_alive or size > self._ignored_bytes or self._health.is_draining or b"expect" in named
-        return self._refusal(error, head, named.get(b"x-request-id", b""), closes=closes)
+        comes = b"expect" not in named
+        closes = not keeps_alive or size > self._ignored_bytes or self._health.is_draining or not comes
+        drains = not comes or size <= self._ignored_bytes or self._unlogged.total() < DRAINED
+        return self._refusal(error, head, named.get(b"x-request-id", b""), closes=closes, drains=drains)
 
     def _error(self, head: Head, size: int) -> Overloaded | DeadlineExceeded | None:
         if self._admission.is_full_for(head.wire, size):  # the usual reason, without the cost of an exception
@@ -106,7 +115,9 @@ class EarlyRefusal:
             return error
         return None
 
-    def _refusal(self, error: Overloaded | DeadlineExceeded, head: Head, name: bytes, *, closes: bool) -> Refusal:
+    def _refusal(
+        self, error: Overloaded | DeadlineExceeded, head: Head, name: bytes, *, closes: bool, drains: bool
+    ) -> Refusal:
         token = os.urandom(16).hex()
         instance = f"{token[:8]}-{token[8:12]}-4{token[13:16]}-8{token[17:20]}-{token[20:]}"
         request_id = name.decode() if REQUEST_ID.fullmatch(name) else token
@@ -116,7 +127,7 @@ class EarlyRefusal:
             headers.append((b"retry-after", b"%d" % self._admission.retry_after_s))
         if closes:
             headers.append((b"connection", b"close"))
-        refusal = Refusal(status_of(error), headers, body, closes)
+        refusal = Refusal(status_of(error), headers, body, closes, drains)
         self._note(refusal, error.code, head.wire)
         return refusal
 

@@ -42,6 +42,11 @@ class GatheringTransport:
         """How much of what was written has been taken by the system."""
         return self._written_bytes - self._transport.get_write_buffer_size()
 
+    @property
+    def is_flushed(self) -> bool:
+        """Whether the system has all that was written."""
+        return not self._parts and not self._transport.get_write_buffer_size()
+
     def write(self, data: Buffer) -> None:
         """Takes the next bytes of the stream."""
         if not self._parts:

@@ -57,6 +57,8 @@ class HttpProtocol(HttpToolsProtocol):
         """Puts a gathering transport between the protocol and the socket."""
         gathering = GatheringTransport(transport, self.loop, linger_s=self._settings.linger_timeout)
         super().connection_made(gathering)  # type: ignore[arg-type]  # all that is used of one
+        if self.server is not None and self.server[1] == self._settings.metrics_port:
+            self._early_refusal = None  # nothing is computed there
         transport.set_write_buffer_limits(high=1)  # whatever the other side doesn't read is noticed; 0 confuses TLS
         self._close_after(self._settings.header_timeout)
         if len(self.connections) > self._settings.max_connections:
@@ -124,8 +126,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._write(refusal.status, refusal.headers, refusal.body)
         if refusal.closes:
             self._linger()
-            if self._announced_bytes() > self._settings.linger_bytes and not self.expect_100_continue:
-                self.flow.pause_reading()  # under overload, what can't be read to its end is not begun
+            if not refusal.drains:
+                self.transport.pause_reading()
             raise _NothingMore
 
     def on_body(self, body: bytes) -> None:
@@ -146,7 +148,7 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._phase = "idle"
         if self._is_refused:
-            self._is_refused = False
+            self._is_refused = self.transport.lingers = False
             self._close_after(self.timeout_keep_alive)
             return
         if self.transport.lingers:
@@ -188,6 +190,7 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Ends every watch."""
         self.transport.forget()
+        self._unset_keepalive_if_required()
         if self.flow.write_paused:
             self._reader_timer.cancel()
         super().connection_lost(exc)
@@ -205,6 +208,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self._close_after(self._settings.header_timeout)
         elif self._is_refused:
             if self.timeout_keep_alive_task is None:
+                self.transport.lingers = True
                 self._close_after(self._settings.linger_timeout)
         elif not self.transport.lingers:
             self.transport.lingers = True
@@ -219,7 +223,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Reads on for a while behind a refusal, since closing on unread bytes resets the connection and loses it."""
         self._ignored_bytes += len(data)
         if self._ignored_bytes > self._settings.linger_bytes:
-            self.flow.pause_reading()
+            self.transport.pause_reading()
 
     def _is_answered(self) -> bool:
         cycle: RequestResponseCycle | None = self.cycle
@@ -250,7 +254,10 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _refused_early(self) -> Refusal | None:
         parser = self.parser
-        if self._early_refusal is None or not self._is_answered() or parser.should_upgrade():
+        # One for each turn of the loop: more, or one whose answer would wait to be read, have the long way's patience.
+        if self._early_refusal is None or not self._is_answered() or not self.transport.is_flushed:
+            return None
+        if parser.should_upgrade():
             return None
         keeps_alive = parser.get_http_version() != "1.0" and parser.should_keep_alive()
         return self._early_refusal.of(parser.get_method(), self.url, self.headers, keeps_alive=keeps_alive)

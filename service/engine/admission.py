@@ -121,7 +121,7 @@ class Place:
         self.taken_at, self.expected_s = now, self.admission.waiting_s
 
     def finish(self, now: float) -> None:
-        """Tells how long it took from the place to the answer."""
+        """Tells that the answer is there."""
         self.admission.observe_wait(self.expected_s, now - self.taken_at)
 
     def leave(self) -> None:
@@ -249,8 +249,10 @@ class Admission:
     def leave(self, work: float) -> None:
         """Ends what `enter` began: the request is answered, refused or abandoned."""
         self.queued_requests -= 1
-        # Differences of floats leave dust; an empty queue is exactly empty.
-        self.queue_s = self.queue_s - work if self.queued_requests else 0.0
+        self.queue_s -= work
+        if not self.queued_requests:
+            # Differences of floats leave dust, an empty queue is exactly empty; and what slowed it down has passed.
+            self.queue_s, self.pace = 0.0, 1.0
 
     def observe(self, wire: Wire, size: int, seconds: float) -> None:
         """Calibrates the estimate with the work a request really took, as its stages were timed."""
@@ -258,8 +260,8 @@ class Admission:
 
     def observe_wait(self, expected_s: float, seconds: float) -> None:
         """Calibrates the pace with how long a request waited for its answer that was expected to take `expected_s`."""
-        # A short queue only shows single batches and slow uploads.
-        if expected_s >= self.max_queue_s / 4:
+        # In a short queue, uploads and batches of others are most of what there is to see.
+        if expected_s >= self.max_queue_s / 2:
             pace = self.pace * (seconds - _LATENCY_S) / expected_s
             self.pace += _PACE_LEARNING * (min(max(pace, 1.0), _SLOWEST_PACE) - self.pace)
 

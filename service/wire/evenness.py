@@ -26,7 +26,7 @@ class Lists(Protocol):
         """Passes the next list, one without lists in it."""
 
     def are_even(self, shape: tuple[int, ...]) -> bool:
-        """Passes the next list, and tells whether it and all lists in it have these lengths."""
+        """Passes the next list, and tells whether it and all lists in it certainly have these lengths."""
 
 
 def lists_of(body: Buffer) -> Lists:
@@ -88,8 +88,10 @@ class _LongLists:
             return False
         places = self._places[start : self._passed]
         lists = np.flatnonzero(self._text[places[1:]] > self._text[places[:-1]])  # where one opens and closes
-        commas = max(length - 1, 0)
-        return all(
-            np.count_nonzero(self._text[opening:closing] == _COMMA) == commas
-            for opening, closing in zip(places[lists], places[lists + 1], strict=True)
+        return (
+            length > 1
+            and all(  # shorter ones have no comma by which a number beside them could be told from one inside
+                np.count_nonzero(self._text[opening:closing] == _COMMA) == length - 1
+                for opening, closing in zip(places[lists], places[lists + 1], strict=True)
+            )
         )

@@ -8,7 +8,7 @@ from typing import Any, cast, get_args
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from service.api.early_refusal import EarlyRefusal, Refusal
+from service.api.early_refusal import DRAINED, EarlyRefusal, Refusal
 from service.api.health import Health
 from service.api.middleware.observation import Observation
 from service.api.middleware.problem_answers import ProblemAnswers
@@ -80,7 +80,8 @@ class Overloaded:
         scope = {"type": "http", "method": "POST", "path": PATH, "query_string": b"", "headers": headers, "state": {}}
         asyncio.run(self.long_way(scope, receiving(), send))
         start, body = sent
-        return Refusal(start["status"], start["headers"], body["body"], (b"connection", b"close") in start["headers"])
+        closes = (b"connection", b"close") in start["headers"]
+        return Refusal(start["status"], start["headers"], body["body"], closes, drains=True)
 
 
 def without_ids(refusal: Refusal) -> tuple[object, ...]:
@@ -145,6 +146,25 @@ def test_a_connection_goes_on_when_little_is_left_of_the_request(
     assert refusal is not None
     assert refusal.closes == closes
     assert ((b"connection", b"close") in refusal.headers) == closes
+
+
+def test_of_many_long_bodies_only_some_are_read_on() -> None:
+    service, long = Overloaded(), [HEADERS[0], (b"content-length", b"501")]
+
+    async def refuse(headers: Headers) -> bool:
+        refusal = service.short_way.of(b"POST", PATH.encode(), headers, keeps_alive=True)
+        assert refusal is not None
+        return refusal.drains
+
+    async def scenario() -> None:
+        assert all([await refuse(long) for _ in range(DRAINED)])
+        assert not await refuse(long)
+        assert await refuse(HEADERS), "a short one is no effort"
+        assert await refuse([*long, (b"expect", b"100-continue")]), "one that isn't sent is none"
+        service.short_way._write_log()
+        assert await refuse(long)
+
+    asyncio.run(scenario())
 
 
 def test_a_query_makes_no_difference() -> None:

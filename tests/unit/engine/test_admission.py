@@ -104,7 +104,7 @@ def test_a_place_can_be_lost_and_taken_again_and_is_left_once() -> None:
         place.leave()
         place.leave()
         assert (admission.queued_requests, admission.queue_s) == (0, 0.0)
-        place.take("json", 10**6, now=1.0)
+        place.take("json", 10**6, now=0.0)
         assert admission.queued_requests == 1
     assert (admission.queued_requests, admission.queue_s) == (0, 0.0)
 
@@ -130,15 +130,23 @@ def wait_in_turn(admission: Admission, *, slower: float, times: int) -> None:
 )
 def test_what_takes_longer_than_estimated_counts_for_more(slower: float, pace: float) -> None:
     admission, _ = an_admission()
+    admission.enter("json", 0)  # it is never empty
     wait_in_turn(admission, slower=slower, times=300)
     assert admission.pace == pytest.approx(pace, rel=0.01)
-    work = admission.enter("json", 10**6)
-    assert admission.waiting_s == pytest.approx(pace * work, rel=0.01)
+    assert admission.waiting_s == pytest.approx(pace * admission.queue_s, rel=0.01)
     with pytest.raises(DeadlineExceeded):
-        admission.check_queue("json", 0, remaining_s=0.95 * pace * work)
-    admission.leave(work)
+        admission.check_queue("json", 0, remaining_s=0.95 * pace * admission.queue_s)
     wait_in_turn(admission, slower=1.0, times=400)
     assert admission.pace == pytest.approx(1, rel=0.01), "it does not recover"
+
+
+def test_an_empty_queue_has_forgotten_what_slowed_it_down() -> None:
+    admission, _ = an_admission()
+    with Place(admission) as place:
+        place.take("json", 10**6, now=0.0)
+        wait_in_turn(admission, slower=3.0, times=100)
+        assert admission.pace > 2
+    assert admission.pace == 1
 
 
 def test_waiting_that_is_not_due_to_the_queue_teaches_nothing() -> None:

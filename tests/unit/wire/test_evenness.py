@@ -40,13 +40,17 @@ def of_shape(shape: list[int]) -> Any:  # noqa: ANN401
 @given(array=NESTED | EVEN.map(of_shape), blanks=st.sampled_from([None, 1]))
 @example(array=[[1, 2], [3, [4]]], blanks=None)
 @example(array=[[], [1]], blanks=None)
+@example(array=[[[1], [2]], [[3], 5, []]], blanks=None)
 def test_even_is_what_has_the_shape_of_its_first_elements(way: Any, array: list[Any], blanks: int | None) -> None:  # noqa: ANN401
     shape = first_shape(array)
     text = json.dumps({"a": [1], "array": array, "b": [[1, 2], [3, 4]]}, indent=blanks).encode()
     lists = way(text)
     lists.skip()
     is_even = lists.are_even(shape) and numbers_in(array) == math.prod(shape)
-    assert is_even == has_shape(array, shape)
+    if way is evenness._LongLists and shape[-1] < 2:  # too short to be certain of
+        assert not is_even
+    else:
+        assert is_even == has_shape(array, shape)
     if is_even:
         assert lists.are_even((2, 2)), "it did not pass what it looked at"
 
