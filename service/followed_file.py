@@ -62,7 +62,7 @@ class FollowedFile:
             self._seen = seen
             self._take(content)
         except OSError as error:
-            self._seen = None  # when it is back, it is read, changed or not
+            self._seen = (0, 0, 0)  # when it is back, and settled, it is read, changed or not
             raise ValueError(f"{self._title} {self._path}: {error.strerror}") from error
         except ValueError as error:
             raise ValueError(f"{self._title} {self._path}: {error}") from error

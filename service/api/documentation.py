@@ -90,14 +90,6 @@ _BINARY = (
 )
 
 
-class PlainRoute(APIRoute):
-    """A documented route whose application is the ASGI endpoint itself, without FastAPI's request handling."""
-
-    def __init__(self, *args: Any, application: ASGIApp, **options: Any) -> None:  # noqa: ANN401 - FastAPI's signature
-        super().__init__(*args, **options)
-        self.app = application
-
-
 _KEYS = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -113,10 +105,9 @@ def add_cross_entropy(app: FastAPI, endpoint: ASGIApp, *, needs_key: bool) -> No
     reference = {"$ref": "#/components/schemas/CrossEntropyRequest"}
     content: dict[str, Any] = {JSON: {"schema": reference, "examples": EXAMPLES}, SAFETENSORS: {}, OCTETS: {}}
     answers: dict[int | str, dict[str, Any]] = {200: {"content": {SAFETENSORS: {}, OCTETS: {}}}}
-    route = PlainRoute(
+    route = APIRoute(
         cross_entropy.PATH,
         documented,
-        application=endpoint,
         methods=["POST"],
         operation_id="cross_entropy",
         summary="Cross-entropy",
@@ -129,6 +120,7 @@ def add_cross_entropy(app: FastAPI, endpoint: ASGIApp, *, needs_key: bool) -> No
             **({"security": [{name: []} for name in _KEYS]} if needs_key else {}),
         },
     )
+    route.app = endpoint  # without FastAPI's request handling
     app.router.routes.append(route)
 
 

@@ -53,7 +53,7 @@ class Refusal(NamedTuple):
 
 
 class EarlyRefusal:
-    """Refuses what admission refuses where there is little room, before there is a task or a scope for it.
+    """Refuses what admission refuses where there is little room, before there is a task for it.
 
     The answer is the one the long way gives, mostly written beforehand. It is counted in the metrics like any other, as
     taking no time; in the log, the refusals of a second are one line for each code.
@@ -81,7 +81,7 @@ class EarlyRefusal:
         self._full = Overloaded(admission.full_detail)
         self._unlogged: Counter[str] = Counter()
 
-    def of(self, method: bytes, target: bytes, headers: Headers, *, keeps_alive: bool) -> Refusal | None:
+    def consider(self, method: bytes, target: bytes, headers: Headers, *, keeps_alive: bool) -> Refusal | None:
         """Returns the refusal of a request, or None for what the long way has to decide."""
         if self._admission.is_relaxed or method != b"POST" or target.partition(b"?")[0] != self._path:
             return None

@@ -8,7 +8,6 @@ in one turn, none of them waits for anything but its neighbours.
 import asyncio
 import socket
 import struct
-from functools import lru_cache
 from typing import Any
 
 from ..dtypes import Buffer
@@ -23,7 +22,6 @@ class GatheringTransport:
         self._transport = transport
         self._loop = loop
         self._linger_s = linger_s
-        self._turn = _turn_of(loop)
         self._parts: list[Buffer] = []
         self._size = 0
         self._written_bytes = 0
@@ -50,7 +48,7 @@ class GatheringTransport:
     def write(self, data: Buffer) -> None:
         """Takes the next bytes of the stream."""
         if not self._parts:
-            self._turn.add(self)
+            self._loop.call_soon(self.flush)
         self._parts.append(data)
         self._size += len(data)
         if self._size > GATHERED_BYTES:
@@ -88,26 +86,3 @@ class GatheringTransport:
         """Lets go of a connection that is lost, which the timer would keep in memory."""
         if self._lingering is not None:
             self._lingering.cancel()
-
-
-class _Turn:
-    """The transports with something to write in this turn of the loop."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._transports: list[GatheringTransport] = []
-
-    def add(self, transport: GatheringTransport) -> None:
-        if not self._transports:
-            self._loop.call_soon(self._end)
-        self._transports.append(transport)
-
-    def _end(self) -> None:
-        transports, self._transports = self._transports, []
-        for transport in transports:
-            transport.flush()
-
-
-@lru_cache(maxsize=1)
-def _turn_of(loop: asyncio.AbstractEventLoop) -> _Turn:
-    return _Turn(loop)

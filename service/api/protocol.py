@@ -39,7 +39,8 @@ class HttpProtocol(HttpToolsProtocol):
     _is_resuming = False
     _is_refused = False
     """Whether the request being read has its answer already, and its body is dropped."""
-    _refusal: ServiceError | None = None
+    _due_error: ServiceError | None = None
+    """Ends the connection, behind the answers to earlier requests."""
     _reader_timer: asyncio.TimerHandle
 
     def __init__(
@@ -66,7 +67,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parses what came; an offer to upgrade the protocol is ignored, as RFC 9110, section 7.8, allows."""
-        if self._refusal is not None or self.transport.is_closing():
+        if self._due_error is not None or self.transport.is_closing():
             self._ignore(data)
             return
         self._unused_bytes += len(data)
@@ -124,8 +125,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._phase = "body"
         self._is_refused = True
         self._write(refusal.status, refusal.headers, refusal.body)
+        self.transport.lingers = True
         if refusal.closes:
-            self._linger()
+            self.transport.close()
             if not refusal.drains:
                 self.transport.pause_reading()
             raise _NothingMore
@@ -164,8 +166,8 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if self.timeout_keep_alive_task is None:  # the next one has begun, or there will be none
             return
-        if self._refusal is not None:
-            self._refuse(self._refusal)
+        if self._due_error is not None:
+            self._refuse(self._due_error)
         elif self._phase != "idle":
             self._close_after(getattr(self._settings, "linger_timeout" if self._phase == "body" else "header_timeout"))
 
@@ -208,7 +210,6 @@ class HttpProtocol(HttpToolsProtocol):
                 self._close_after(self._settings.header_timeout)
         elif self._is_refused:
             if self.timeout_keep_alive_task is None:
-                self.transport.lingers = True
                 self._close_after(self._settings.linger_timeout)
         elif not self.transport.lingers:
             self.transport.lingers = True
@@ -249,7 +250,7 @@ class HttpProtocol(HttpToolsProtocol):
         if is_next:
             self._refuse(error)
         else:
-            self._refusal = error
+            self._due_error = error
             self.flow.pause_reading()
 
     def _refused_early(self) -> Refusal | None:
@@ -260,7 +261,7 @@ class HttpProtocol(HttpToolsProtocol):
         if parser.should_upgrade():
             return None
         keeps_alive = parser.get_http_version() != "1.0" and parser.should_keep_alive()
-        return self._early_refusal.of(parser.get_method(), self.url, self.headers, keeps_alive=keeps_alive)
+        return self._early_refusal.consider(parser.get_method(), self.url, self.headers, keeps_alive=keeps_alive)
 
     def _refuse(self, error: ServiceError) -> None:
         request_id = uuid.uuid4().hex
@@ -272,15 +273,12 @@ class HttpProtocol(HttpToolsProtocol):
             (b"x-service-version", __version__.encode()),
         ]
         self._write(status_of(error), headers, body)
-        self._linger()
+        self.transport.lingers = True
+        self.transport.close()
 
     def _write(self, status: int, headers: Headers, body: bytes) -> None:
         lines = [b"%b: %b\r\n" % header for header in (*self.server_state.default_headers, *headers)]
         self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", body]))
-
-    def _linger(self) -> None:
-        self.transport.lingers = True
-        self.transport.close()
 
     def _decline_upgrade(self, rest: bytes) -> None:
         """Goes on with the body of a request at whose headers the parser stopped.

@@ -251,8 +251,8 @@ class Admission:
         self.queued_requests -= 1
         self.queue_s -= work
         if not self.queued_requests:
-            # Differences of floats leave dust, an empty queue is exactly empty; and what slowed it down has passed.
-            self.queue_s, self.pace = 0.0, 1.0
+            self.queue_s = 0.0  # differences of floats leave dust; an empty queue is exactly empty
+            self.pace += (1.0 - self.pace) / 4  # what slowed it down is passing
 
     def observe(self, wire: Wire, size: int, seconds: float) -> None:
         """Calibrates the estimate with the work a request really took, as its stages were timed."""

@@ -113,7 +113,7 @@ class Monitor:
             self._learn(found.compute_s + (found.transfer_s or 0.0), piece.elements)
 
     def _learn(self, seconds: float, elements: int) -> None:
-        """Learns from the device's own time: how long it was waited for is the work of others."""
+        """Learns from the device's own time: how long it was waited for is the work of others, adding up is little."""
         self._s_per_element += _LEARNING * (seconds / elements - self._s_per_element)
 
 

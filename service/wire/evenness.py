@@ -5,7 +5,7 @@ the text did. The text has to be valid, without brackets in its strings. Marks c
 the numbers, too.
 """
 
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 import numpy as np
 
@@ -19,12 +19,19 @@ _LONG_LIST_BYTES = 256
 _PIECE_BYTES = 1 << 20
 
 
-class Lists(Protocol):
+class Lists(ABC):
     """The lists of a text, one after the other."""
+
+    _passed = 0
+
+    def __init__(self, marks: bytes) -> None:
+        self._marks = marks
 
     def skip(self) -> None:
         """Passes the next list, one without lists in it."""
+        self._passed = self._marks.find(b"]", self._passed) + 1
 
+    @abstractmethod
     def are_even(self, shape: tuple[int, ...]) -> bool:
         """Passes the next list, and tells whether it and all lists in it certainly have these lengths."""
 
@@ -38,15 +45,11 @@ def lists_of(body: Buffer) -> Lists:
     return _ManyLists(body) if len(body) < _LONG_LIST_BYTES * count else _LongLists(body)
 
 
-class _ManyLists:
+class _ManyLists(Lists):
     """Compares all marks of the text with those there must be."""
 
     def __init__(self, body: Buffer) -> None:
-        self._marks = bytes(body).translate(None, _UNMARKED)
-        self._passed = 0
-
-    def skip(self) -> None:
-        self._passed = self._marks.find(b"]", self._passed) + 1
+        super().__init__(bytes(body).translate(None, _UNMARKED))
 
     def are_even(self, shape: tuple[int, ...]) -> bool:
         start = self._marks.find(b"[", self._passed)
@@ -59,7 +62,7 @@ class _ManyLists:
         return self._marks.startswith(expected, start)
 
 
-class _LongLists:
+class _LongLists(Lists):
     """Compares the brackets with those there must be, and counts the commas of each innermost list."""
 
     def __init__(self, body: Buffer) -> None:
@@ -69,22 +72,18 @@ class _LongLists:
             for at in range(0, len(text), _PIECE_BYTES)
         ]
         self._places = np.concatenate(pieces)
-        self._brackets = text[self._places].tobytes()
-        self._passed = 0
-
-    def skip(self) -> None:
-        self._passed = self._brackets.find(b"]", self._passed) + 1
+        super().__init__(text[self._places].tobytes())
 
     def are_even(self, shape: tuple[int, ...]) -> bool:
         *outer, length = shape
         expected = b"[]"
         for size in reversed(outer):
-            if len(expected) * size > len(self._brackets):
+            if len(expected) * size > len(self._marks):
                 return False
             expected = b"[%b]" % (expected * size)
         start = self._passed
         self._passed += len(expected)
-        if not self._brackets.startswith(expected, start):
+        if not self._marks.startswith(expected, start):
             return False
         places = self._places[start : self._passed]
         lists = np.flatnonzero(self._text[places[1:]] > self._text[places[:-1]])  # where one opens and closes

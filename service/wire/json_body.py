@@ -157,9 +157,7 @@ class _Document:
         shape = _shape(name, value)
         numbers = self._numbers(name, value)
         if numbers.size != math.prod(shape) or not self._is_even(shape):
-            if len(shape) > 1:
-                _check_even(name, value, shape, ())
-            _check_leaves(name, value, len(shape), ())
+            _check_even(name, value, shape, ())
             if numbers.size != math.prod(shape):
                 # simdjson counts the elements of a list in 24 bits.
                 raise ShapeMismatch.at(f"#/{name}", "a list is longer than 16,777,214; send a tensor object")
@@ -246,33 +244,19 @@ def _shape(name: str, value: Any) -> tuple[int, ...]:  # noqa: ANN401
 
 
 def _check_even(name: str, value: Any, shape: tuple[int, ...], path: JsonPath) -> None:  # noqa: ANN401
-    """Refuses rows that differ in length from the first."""
-    try:
-        is_even = set(map(len, value)) == {shape[1]}
-    except TypeError:
-        is_even = False
-    if not is_even:
-        raise _ragged(name, value, shape[1], path)
-    if len(shape) > 2:  # noqa: PLR2004 - a list of lists has no deeper rows
+    """Refuses what differs in kind or in length from the first of its siblings."""
+    has_lists = len(shape) > 1
+    for index, item in enumerate(value):
+        is_list = isinstance(item, simdjson.Array)
+        if has_lists and (not is_list or len(item) != shape[1]):
+            found = f"{len(item)} elements" if is_list else "no list"
+            detail = f"ragged: {found} where the first of its siblings has {shape[1]}"
+            raise ShapeMismatch.at(pointer((name, *path, index)), detail)
+        if is_list and not has_lists:
+            raise ShapeMismatch.at(pointer((name, *path, index)), "ragged: lists and numbers side by side")
+    if has_lists:
         for index, row in enumerate(value):
             _check_even(name, row, shape[1:], (*path, index))
-
-
-def _ragged(name: str, value: Any, length: int, path: JsonPath) -> ShapeMismatch:  # noqa: ANN401
-    is_row = [isinstance(row, simdjson.Array) and len(row) == length for row in value]
-    index = is_row.index(False)
-    found = f"{len(value[index])} elements" if isinstance(value[index], simdjson.Array) else "no list"
-    detail = f"ragged: {found} where the first of its siblings has {length}"
-    return ShapeMismatch.at(pointer((name, *path, index)), detail)
-
-
-def _check_leaves(name: str, value: Any, rank: int, path: JsonPath) -> None:  # noqa: ANN401
-    """Refuses lists where numbers belong, and the reverse."""
-    for index, item in enumerate(value):
-        if isinstance(item, simdjson.Array) != (rank > 1):
-            raise ShapeMismatch.at(pointer((name, *path, index)), "ragged: lists and numbers side by side")
-        if rank > 1:
-            _check_leaves(name, item, rank - 1, (*path, index))
 
 
 def _settle_dtypes(arrays: dict[str, Array], nested: Collection[str]) -> None:

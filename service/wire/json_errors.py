@@ -114,11 +114,7 @@ def _unrepresentable(value: Any, path: JsonPath) -> ServiceError | None:  # noqa
     if isinstance(value, dict | list):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         return next((error for key, item in items if (error := _unrepresentable(item, (*path, key)))), None)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if (
-        is_number
-        and (math.isinf(value) or not -(2**63) <= value < 2**64)
-        and not (isinstance(value, float) and math.isfinite(value))
-    ):
+    is_too_large = type(value) is int and not -(2**63) <= value < 2**64
+    if is_too_large or (type(value) is float and math.isinf(value)):
         return NumberOutOfRange.at(pointer(path), "the number does not fit 64 bits")
     return None

@@ -10,9 +10,9 @@ import pytest
 
 from tests.api.test_raw_socket import head, read_response
 from tests.api.test_transport_limits import GET, read_all, statuses
-from tests.calls import check_problem
+from tests.calls import JSON, PATH, check_problem
 from tests.conftest import StartServer
-from tests.server import Server
+from tests.server import Server, find_free_port
 
 BUDGET = 1 << 20
 IGNORED = 50_000
@@ -30,17 +30,28 @@ REFUSED = head(f"Content-Length: {LENGTH}")
 
 
 @pytest.fixture(scope="module")
-def full(start_server: StartServer) -> Iterator[Server]:
+def metrics_port() -> int:
+    return find_free_port()
+
+
+@pytest.fixture(scope="module")
+def full(start_server: StartServer, metrics_port: int) -> Iterator[Server]:
     """A service of whose bytes an upload holds most."""
     with (
-        start_server(device="cpu", **LIMITS) as running,
+        start_server(device="cpu", metrics_port=metrics_port, **LIMITS) as running,
         socket.create_connection(("127.0.0.1", running.port)) as upload,
-        httpx.Client(base_url=running.url) as client,
+        httpx.Client(base_url=f"http://127.0.0.1:{metrics_port}") as client,
     ):
         upload.sendall(head(f"Content-Length: {BUDGET}") + b"{")
         while "http_requests_in_flight 2.0" not in client.get("/metrics").text:
             time.sleep(0.01)
         yield running
+
+
+def test_where_nothing_is_computed_nothing_is_refused_for_it(full: Server, metrics_port: int) -> None:
+    for port, status, code in ((full.port, 503, "overloaded"), (metrics_port, 404, "not_found")):
+        answer = httpx.post(f"http://127.0.0.1:{port}{PATH}", content=BODY, headers=JSON)
+        check_problem(answer, status, code)
 
 
 @pytest.fixture

@@ -227,6 +227,12 @@ def helpful_paths() -> None:
 
 
 @build
+def eager_refusals() -> None:
+    """Refusals are written whether anybody reads them or not."""
+    replace(GatheringTransport, "is_flushed", property(lambda _: True))
+
+
+@build
 def nothing_released() -> None:
     """What a request reserved stays reserved."""
     replace(Reservation, "release", lambda _: None)

@@ -17,10 +17,12 @@ from tests.api.test_raw_socket import BODY, head
 from tests.calls import BINARY, PATH
 from tests.reliability.conftest import Figures
 from tests.reliability.load import Offered, offer, offering
-from tests.reliability.replicas import GOLDEN_BODY, Replica, exchange, patiently, serving
-from tests.wire import encode_tensors
+from tests.reliability.marks import MARK
+from tests.reliability.replicas import GOLDEN_BODY, Replica, exchange, patiently, serving, wait_until
+from tests.wire import encode, encode_tensors
 
 RATE = 50
+MARKED = encode({"logits": [[MARK, 1.0]], "labels": [0]})
 LOGITS = np.zeros((4000, 1000), np.float32)
 BIG = encode_tensors({"logits": LOGITS, "labels": np.zeros(4000, np.uint8)})
 Open = Callable[[socket.socket], None]
@@ -178,6 +180,37 @@ def test_a_flood_of_headers_is_refused_before_it_takes_memory(plain: Replica, fi
 def test_a_service_that_reads_endless_headers_is_found(careless: Replica, figures: Figures) -> None:
     with pytest.raises(AssertionError, match="of headers"):
         flood_often(careless, figures, times=1)
+
+
+def ignore_refusals(build: str, figures: Figures) -> None:
+    """Asks again and again where everything is refused, and reads no answer."""
+    with serving(build, max_queue_ms=1, is_unharmed=False) as replica, contextlib.ExitStack() as stack:
+        for _ in range(10):
+            waiting = stack.enter_context(socket.create_connection(("127.0.0.1", replica.port)))
+            waiting.sendall(head(f"Content-Length: {len(MARKED)}") + MARKED)
+        wait_until(lambda: replica.golden().status == http.client.SERVICE_UNAVAILABLE, seconds=5, what="filling up")
+        connection = stack.enter_context(socket.create_connection(("127.0.0.1", replica.port), timeout=5))
+        requests = head("Content-Length: 0") * 1000
+        replica.forget_peak()
+        before, sent = replica.resident_bytes(), 0
+        with contextlib.suppress(OSError):
+            while sent < 100:
+                connection.sendall(requests)
+                sent += 1
+        livez_s = replica.livez_s()
+        growth = replica.peak_bytes() - before
+        figures(requests_taken=1000 * sent, growth_mib=growth / 2**20, livez_ms=livez_s * 1e3)
+        assert growth <= 4 << 20, f"refusals took {growth >> 20} MiB"
+        assert livez_s < 2, f"/livez took {livez_s:.1f} s"
+
+
+def test_refusals_that_nobody_reads_take_no_memory(figures: Figures) -> None:
+    ignore_refusals("hanging_device", figures)
+
+
+def test_refusals_that_are_kept_for_nobody_are_found(figures: Figures) -> None:
+    with pytest.raises(AssertionError, match="refusals took"):
+        ignore_refusals("hanging_device,eager_refusals", figures)
 
 
 def test_a_hundred_pipelined_requests_are_answered_in_order(plain: Replica) -> None:

@@ -67,7 +67,7 @@ class Overloaded:
         self, *, target: str = PATH, method: str = "POST", headers: Headers = HEADERS, keeps_alive: bool = True
     ) -> Refusal | None:
         async def ask() -> Refusal | None:
-            return self.short_way.of(method.encode(), target.encode(), headers, keeps_alive=keeps_alive)
+            return self.short_way.consider(method.encode(), target.encode(), headers, keeps_alive=keeps_alive)
 
         return asyncio.run(ask())
 
@@ -152,7 +152,7 @@ def test_of_many_long_bodies_only_some_are_read_on() -> None:
     service, long = Overloaded(), [HEADERS[0], (b"content-length", b"501")]
 
     async def refuse(headers: Headers) -> bool:
-        refusal = service.short_way.of(b"POST", PATH.encode(), headers, keeps_alive=True)
+        refusal = service.short_way.consider(b"POST", PATH.encode(), headers, keeps_alive=True)
         assert refusal is not None
         return refusal.drains
 

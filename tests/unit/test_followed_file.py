@@ -75,3 +75,18 @@ def test_a_file_that_is_being_written_is_left_for_the_next_look(
     path.write_text("half and half")
     os.utime(path, (1, 1))
     assert watched.changed() == b"half and half"
+
+
+def test_a_file_that_comes_back_is_read_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_text("first")
+    watched = Watched(path)
+    watched.changed()
+    path.unlink()
+    assert watched.changed() is None
+    monkeypatch.setattr("service.followed_file._SETTLED_S", 1.0)
+    path.write_text("half")
+    assert watched.changed() is None
+    path.write_text("half and half")
+    os.utime(path, (1, 1))
+    assert watched.changed() == b"half and half"

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 import uvicorn
+from uvicorn.server import ServerState
 
 from service.api.gathering import GATHERED_BYTES, GatheringTransport
 from service.api.protocol import HttpProtocol
@@ -39,8 +40,13 @@ class Socket:
     def write_eof(self) -> None:
         self.is_half_closed = True
 
-    def get_extra_info(self, _: str) -> SimpleNamespace:
-        return SimpleNamespace(setsockopt=lambda *_: None)
+    def get_extra_info(self, name: str) -> SimpleNamespace | None:
+        address = lambda: ("127.0.0.1", 1)  # noqa: E731
+        fake = SimpleNamespace(setsockopt=lambda *_: None, getsockname=address, getpeername=address)
+        return fake if name == "socket" else None
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        del high
 
     def abort(self) -> None:
         self.is_aborted = True
@@ -161,6 +167,23 @@ def test_who_reads_too_slowly_is_hung_up_on(read: int, *, is_aborted: bool) -> N
         assert (delay, socket.is_aborted, len(later)) == (2, is_aborted, 0 if is_aborted else 1)
         protocol.resume_writing()
         assert not later, "nothing is watched that isn't paused"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("error", [None, ConnectionResetError()], ids=["closed", "reset"])
+def test_a_connection_that_is_lost_leaves_no_timer(error: Exception | None) -> None:
+    async def scenario() -> None:
+        config = uvicorn.Config(answer_at_length, ws="none", lifespan="off", log_config=None)
+        protocol = HttpProtocol(config, ServerState(), {}, settings=Settings(keep_alive_timeout=75), early_refusal=None)
+        transport = Socket()
+        protocol.connection_made(cast(asyncio.Transport, transport))
+        timers = [protocol.timeout_keep_alive_task]
+        protocol.transport.lingers = True
+        protocol.transport.close()
+        timers.append(protocol.transport._lingering)
+        protocol.connection_lost(error)
+        assert all(timer is not None and timer.cancelled() for timer in timers)
 
     asyncio.run(scenario())
 

@@ -5,10 +5,11 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from service.wire import evenness
+from service.errors import ShapeMismatch
+from service.wire import evenness, json_body
 from service.wire.evenness import lists_of
 
 WAYS = [pytest.param(evenness._ManyLists, id="marks"), pytest.param(evenness._LongLists, id="counts")]
@@ -28,6 +29,12 @@ def numbers_in(value: Any) -> int:  # noqa: ANN401
     return sum(map(numbers_in, value)) if isinstance(value, list) else 1
 
 
+def test_a_number_beside_lists_of_one_is_found_in_a_long_text() -> None:
+    body = b'{"logits":[[[1],[2]],[[],7,[3]]],' + b" " * 6000 + b'"labels":[[0],[1]]}'
+    with pytest.raises(ShapeMismatch, match="ragged"):
+        json_body.decode(body, ())
+
+
 def first_shape(value: list[Any]) -> tuple[int, ...]:
     return (len(value), *(first_shape(value[0]) if value and isinstance(value[0], list) else ()))
 
@@ -37,6 +44,7 @@ def of_shape(shape: list[int]) -> Any:  # noqa: ANN401
 
 
 @pytest.mark.parametrize("way", WAYS)
+@settings(deadline=None)
 @given(array=NESTED | EVEN.map(of_shape), blanks=st.sampled_from([None, 1]))
 @example(array=[[1, 2], [3, [4]]], blanks=None)
 @example(array=[[], [1]], blanks=None)
