@@ -29,7 +29,7 @@ _UNTIMED_S = 1.5e-4
 """What HTTP, the event loop and the log cost; of a small request, two thirds."""
 _PACE_LEARNING = 0.02
 _SLOWEST_PACE = 4.0
-_LATENCY_S = 0.1
+_LATENCY_S = 0.05
 """What a few turns of the event loop take under load, whatever waits. A queue held shorter for it would run dry between
 two turns, and leave the processor to refusals."""
 

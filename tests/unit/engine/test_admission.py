@@ -117,7 +117,7 @@ def wait_in_turn(admission: Admission, *, slower: float, times: int) -> None:
             while not admission.is_full_for("json", 10**6):
                 place = stack.enter_context(Place(admission))
                 place.take("json", 10**6, now=0.0)
-            place.finish(slower * admission.queue_s + 0.1)
+            place.finish(slower * admission.queue_s + 0.05)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_short_bound_is_not_made_shorter_by_turns_of_the_loop() -> None:
     admission, _ = an_admission(max_queue_s=0.01)
     with Place(admission) as place:
         place.take("json", 10**6, now=0.0)
-        place.finish(0.1)
+        place.finish(0.05)
     assert admission.pace == 1
 
 
