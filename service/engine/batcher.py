@@ -19,6 +19,7 @@ HUNG_AFTER_S_PER_ELEMENT = 1e-6
 """Every output of two classes takes a third of it on one core. With it, a usual batch (2^22) has hung after 14 s."""
 CLOSE_TIMEOUT_S = 2.0
 RESTART_S = 5.0
+_LEARNING = 0.01
 
 _log = logging.getLogger("losseval")
 
@@ -120,6 +121,8 @@ class Batcher:
         self._is_draining = False
         self._looked_at = clock()
         self._stalled_s = 0.0
+        self._quickest_s = 0.0
+        """About what the quickest of the last batches took: who can't wait as long is not computed for."""
         self._is_hung = False
         self._has_died = False
         self.is_lost = False
@@ -229,7 +232,7 @@ class Batcher:
 
     async def _run(self, jobs: Sequence[Job], closed_by: ClosedBy) -> None:
         started = self._clock()
-        jobs = _in_time(jobs, started)
+        jobs = _in_time(jobs, started + self._quickest_s)
         if not jobs:
             return
         self._stalled_s = 0.0
@@ -246,6 +249,8 @@ class Batcher:
         except Exception as error:  # noqa: BLE001 - whatever it is, it must reach the caller and nobody else
             failure, parts = error, len(jobs)
         else:
+            took_s = self._clock() - started
+            self._quickest_s = min(took_s, self._quickest_s + _LEARNING * took_s)
             self._deliver(jobs, result, started, closed_by)
             return
         # Not in the handlers above: while they run, they keep all that the failed attempt had allocated.

@@ -118,13 +118,15 @@ def _sample_weight(weight: Array, shape: tuple[int, ...]) -> Array:
 
 def _non_negative(name: str, weight: Array, shape: tuple[int, ...]) -> Array:
     flat = _wide(name, weight)
-    good = np.isfinite(flat) & (flat >= 0)
+    _check(name, flat, np.isfinite(flat) & (flat >= 0), shape, problem="negative or not finite")
+    return flat
+
+
+def _check(name: str, flat: Array, good: Array, shape: tuple[int, ...], *, problem: str) -> None:
     if not good.all():
-        problem = "negative or not finite"
         summary = f"{np.count_nonzero(~good)} values of {name} are {problem}"
         describe = lambda place: f"{flat[place]} is {problem}"  # noqa: E731 - named for the line's sake
         raise error_at(InvalidValue, name, summary, bad=~good, shape=shape, describe=describe)
-    return flat
 
 
 def _wide(name: str, array: Array) -> Array:
@@ -139,11 +141,7 @@ def _upstream(grad_output: Array, shape: tuple[int, ...], options: LossOptions) 
         detail = f"grad_output has shape {shape_text(grad_output.shape)}; reduction={options.reduction} takes {fits}"
         raise ShapeMismatch.at("#/grad_output", detail)
     flat = _wide("grad_output", grad_output)
-    finite = np.isfinite(flat)
-    if not finite.all():
-        summary = f"{np.count_nonzero(~finite)} values of grad_output are not finite"
-        describe = lambda place: f"{flat[place]} is not finite"  # noqa: E731 - as above
-        raise error_at(InvalidValue, "grad_output", summary, bad=~finite, shape=grad_output.shape, describe=describe)
+    _check("grad_output", flat, np.isfinite(flat), grad_output.shape, problem="not finite")
     return flat if shape and grad_output.shape == shape else float(flat[0])
 
 

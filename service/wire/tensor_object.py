@@ -4,7 +4,6 @@ What holds of their dtypes and shapes holds of safetensors too.
 """
 
 import base64
-import binascii
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -44,8 +43,10 @@ def decode_tensor(name: str, fields: Mapping[str, object]) -> Array:
     if len(data) != 4 * -(-expected // 3):
         detail = f"{len(data)} base64 characters, but shape {list(shape)} takes {expected} bytes"
         raise InvalidValue.at(f"#/{name}/data", detail)
-    # torch wants writable memory, hence the bytearray.
-    content = bytearray(_decode_base64(name, data))
+    try:
+        content = bytearray(base64.b64decode(data, validate=True))  # torch wants writable memory
+    except ValueError as error:
+        raise InvalidValue.at(f"#/{name}/data", f"not base64 (RFC 4648, padded): {error}") from None
     check_size(name, len(content), dtype, shape)
     return np.frombuffer(content, dtype=dtype).reshape(shape)
 
@@ -101,10 +102,3 @@ def check_keys(name: str, keys: Iterable[str]) -> None:
     for key in keys:
         if key not in KEYS:
             raise UnknownField.at(pointer((name, key[:64])), f"a tensor object has {', '.join(KEYS)} and nothing else")
-
-
-def _decode_base64(name: str, data: str) -> bytes:
-    try:
-        return base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidValue.at(f"#/{name}/data", f"not base64 (RFC 4648, padded): {error}") from None

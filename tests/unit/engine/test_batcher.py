@@ -144,6 +144,30 @@ def test_a_request_that_expires_in_the_queue_is_answered_without_being_computed(
     run(scenario)
 
 
+def test_who_can_not_wait_as_long_as_the_quickest_batch_takes_is_not_computed_for() -> None:
+    async def scenario(bench: Bench) -> None:
+        took_s = 2.0
+
+        def takes_a_while(_: Sequence[Evaluation]) -> None:
+            bench.clock.now += took_s
+
+        bench.device.fails = takes_a_while
+        bench.device.gate.set()
+        bench.batcher.start()
+        for _ in range(150):
+            await bench.submit(1.0)
+        now, computed = bench.clock.now, len(bench.device.batches)
+        assert isinstance(await outcome(bench.submit(1.0, deadline=now + 1.9)), DeadlineExceeded)
+        assert len(bench.device.batches) == computed
+        assert loss_of(await bench.submit(1.0, deadline=now + 2.1)) == 1.0
+        took_s = 0.1
+        await bench.submit(1.0)
+        assert loss_of(await bench.submit(1.0, deadline=bench.clock.now + 1.9)) == 1.0, "one quick batch is enough"
+        await bench.finish()
+
+    run(scenario)
+
+
 def test_what_arrives_together_runs_together_and_is_split_by_rows() -> None:
     async def scenario(bench: Bench) -> None:
         bench.device.gate.set()
