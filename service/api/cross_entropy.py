@@ -17,7 +17,7 @@ from ..engine.turnstile import Turnstile
 from ..errors import NotReady
 from ..loss.evaluation import answer_size, working_bytes
 from ..loss.options import LossOptions
-from ..telemetry.model_metrics import ModelMetrics
+from ..telemetry.model_metrics import ModelMetrics, Named
 from ..telemetry.record import BatchRecord, RequestRecord
 from ..wire import json_body, safetensors_body
 from .body import ClientGone, Interruption, abandoned_when_gone, read_body
@@ -25,7 +25,7 @@ from .health import Health
 from .middleware.observation import record_of
 from .negotiation import JSON, BodyLimits, Head
 from .query import move_grad_output, read_query, refuse_query
-from .schemas import SCALAR_FIELDS, Encoding, Names, parse_options, take_origin
+from .schemas import SCALAR_FIELDS, Encoding, parse_options, take_origin
 
 Payload = tuple[int, Iterator[Buffer]]
 """The length of an answer, and its parts in order."""
@@ -157,7 +157,7 @@ class CrossEntropy:
         self._admission.observe(head.wire, request.size, work_s)
         return payload
 
-    def _count(self, evaluated: Evaluated, named: Names, predicted_at: datetime | None, record: RequestRecord) -> None:
+    def _count(self, evaluated: Evaluated, named: Named, predicted_at: datetime | None, record: RequestRecord) -> None:
         source = self._models.source(
             named,
             predicted_at=predicted_at,
@@ -176,7 +176,7 @@ class _Request:
     arrays: dict[str, Array]
     options: LossOptions
     encoding: Encoding
-    origin: tuple[Names, datetime | None] | None
+    origin: tuple[Named, datetime | None] | None
     size: int
     numbers: int
     bytes_needed: int

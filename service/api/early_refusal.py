@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import structlog
 
-from .. import __version__
 from ..engine.admission import Admission
 from ..errors import DeadlineExceeded, Overloaded, ServiceError
 from ..keys import KeyRing
@@ -17,7 +16,7 @@ from ..telemetry.metrics import Metrics
 from ..telemetry.record import RequestRecord
 from .health import Health
 from .middleware.authentication import holder
-from .middleware.observation import REQUEST_ID
+from .middleware.observation import EVERY_ANSWER, REQUEST_ID
 from .negotiation import BodyLimits, Head
 from .problems import MEDIA_TYPE, document, status_of
 
@@ -25,11 +24,7 @@ LOG_INTERVAL_S = 1.0
 DRAINED = 64
 """Of the long bodies that are refused within that time, the beginnings of so many are read; see `Refusal.drains`."""
 Headers = Sequence[tuple[bytes, bytes]]
-_HEADERS = (
-    (b"content-type", MEDIA_TYPE.encode()),
-    (b"x-service-version", __version__.encode()),
-    (b"cache-control", b"no-store"),
-)
+_HEADERS = (*EVERY_ANSWER, (b"content-type", MEDIA_TYPE.encode()))
 _DOCUMENTS = {
     kind: re.sub("DETAIL|REQUEST_ID|[0-9a-f-]{36}", "%s", document(kind("DETAIL"), "REQUEST_ID").decode())
     for kind in (Overloaded, DeadlineExceeded)
@@ -81,9 +76,14 @@ class EarlyRefusal:
         self._full = Overloaded(admission.full_detail)
         self._unlogged: Counter[str] = Counter()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is so much room that nothing need be considered."""
+        return self._admission.is_relaxed
+
     def consider(self, method: bytes, target: bytes, headers: Headers, *, keeps_alive: bool) -> Refusal | None:
         """Returns the refusal of a request, or None for what the long way has to decide."""
-        if self._admission.is_relaxed or method != b"POST" or target.partition(b"?")[0] != self._path:
+        if method != b"POST" or target.partition(b"?")[0] != self._path:
             return None
         if not self._health.computes or (self._keys is not None and holder(headers, self._keys) is None):
             return None

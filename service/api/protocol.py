@@ -8,11 +8,11 @@ from typing import Any, Literal
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from .. import __version__
 from ..errors import HeadersTooLarge, MalformedRequest, Overloaded, ServiceError
 from ..settings import Settings
 from .early_refusal import EarlyRefusal, Headers, Refusal
 from .gathering import GatheringTransport
+from .middleware.observation import EVERY_ANSWER
 from .problems import answer, status_of
 
 _FRAMING = (b"content-length", b"transfer-encoding")
@@ -35,7 +35,6 @@ class HttpProtocol(HttpToolsProtocol):
     """Came since the head began or the last piece of the body; a head, trailers, or extensions of chunks."""
     _ignored_bytes = 0
     _keeps_alive = True
-    _is_first = True
     _is_resuming = False
     _is_refused = False
     """Whether the request being read has its answer already, and its body is dropped."""
@@ -89,12 +88,11 @@ class HttpProtocol(HttpToolsProtocol):
             return
         if len(self.pipeline) >= self._settings.max_pipelined:
             raise MalformedRequest(f"More than {self._settings.max_pipelined} requests came ahead of their answers.")
+        if self.scope:  # the time of the first request runs from the opening of the connection
+            self._unset_keepalive_if_required()
         super().on_message_begin()
         self._phase = "head"
         self._unused_bytes = 0
-        if not self._is_first:  # whose time runs from the opening of the connection
-            self._unset_keepalive_if_required()
-        self._is_first = False
 
     def on_url(self, url: bytes) -> None:
         """Takes a piece of the target."""
@@ -120,17 +118,9 @@ class HttpProtocol(HttpToolsProtocol):
         refusal = self._refused_early()
         if refusal is None:
             super().on_headers_complete()
-            self._phase = "body"
-            return
         self._phase = "body"
-        self._is_refused = True
-        self._write(refusal.status, refusal.headers, refusal.body)
-        self.transport.lingers = True
-        if refusal.closes:
-            self.transport.close()
-            if not refusal.drains:
-                self.transport.pause_reading()
-            raise _NothingMore
+        if refusal is not None:
+            self._answer_early(refusal)
 
     def on_body(self, body: bytes) -> None:
         """Keeps a piece of the body as it is, so that taking it is no copy; what comes before it is taken joins it."""
@@ -254,24 +244,29 @@ class HttpProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
 
     def _refused_early(self) -> Refusal | None:
-        parser = self.parser
-        # One for each turn of the loop: more, or one whose answer would wait to be read, have the long way's patience.
-        if self._early_refusal is None or not self._is_answered() or not self.transport.is_flushed:
+        early, parser = self._early_refusal, self.parser
+        if early is None or early.is_idle or parser.should_upgrade():
             return None
-        if parser.should_upgrade():
+        # One for each turn of the loop: more, or one whose answer would wait to be read, have the long way's patience.
+        if not self._is_answered() or not self.transport.is_flushed:
             return None
         keeps_alive = parser.get_http_version() != "1.0" and parser.should_keep_alive()
-        return self._early_refusal.consider(parser.get_method(), self.url, self.headers, keeps_alive=keeps_alive)
+        return early.consider(parser.get_method(), self.url, self.headers, keeps_alive=keeps_alive)
+
+    def _answer_early(self, refusal: Refusal) -> None:
+        self._is_refused = True
+        self._write(refusal.status, refusal.headers, refusal.body)
+        self.transport.lingers = True
+        if refusal.closes:
+            self.transport.close()
+            if not refusal.drains:
+                self.transport.pause_reading()
+            raise _NothingMore
 
     def _refuse(self, error: ServiceError) -> None:
         request_id = uuid.uuid4().hex
         headers, body = answer(error, request_id)
-        headers += [
-            (b"connection", b"close"),
-            (b"cache-control", b"no-store"),
-            (b"x-request-id", request_id.encode()),
-            (b"x-service-version", __version__.encode()),
-        ]
+        headers += [*EVERY_ANSWER, (b"connection", b"close"), (b"x-request-id", request_id.encode())]
         self._write(status_of(error), headers, body)
         self.transport.lingers = True
         self.transport.close()

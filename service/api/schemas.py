@@ -26,6 +26,7 @@ from ..loss.options import (
     Precision,
     Reduction,
 )
+from ..telemetry.model_metrics import Named
 
 Encoding = Literal["array", "base64"]
 NonFinite = Literal["NaN", "Infinity", "-Infinity"]
@@ -222,10 +223,7 @@ ORIGIN_FIELDS = frozenset(Origin.model_fields)
 SCALAR_FIELDS = frozenset(Options.model_fields) | ORIGIN_FIELDS
 
 
-Names = tuple[str | None, str | None, str | None]
-
-
-def take_origin(fields: dict[str, object]) -> tuple[Names, datetime | None] | None:
+def take_origin(fields: dict[str, object]) -> tuple[Named, datetime | None] | None:
     """Takes model, version and segment, and from when they are, out of the other fields; None for nothing to count.
 
     Raises:
@@ -244,7 +242,7 @@ def take_origin(fields: dict[str, object]) -> tuple[Names, datetime | None] | No
 
 
 @lru_cache(maxsize=256, typed=True)  # to which 1 and true are not the same
-def _parse_names(model: object, version: object, segment: object, monitor: object) -> Names | None:
+def _parse_names(model: object, version: object, segment: object, monitor: object) -> Named | None:
     """Validates names once, however many requests have them; None for nothing to count."""
     try:
         origin = Origin.model_validate({"model": model, "version": version, "segment": segment, "monitor": monitor})

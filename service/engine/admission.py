@@ -1,8 +1,9 @@
 """What the service takes on: bytes that lie in memory, and seconds of work that wait.
 
-Refuses, never queues without bound. Bytes are reserved when the headers are read; queue time counts from the moment the
-body is there. The work of a request is estimated as a + b * bytes, one line for each wire form, fitted to what requests
-took lately; and the pace at which such work is done follows how long those waited who came to a long queue.
+Refuses, never queues without bound. Bytes are reserved when the headers are read; queue time counts from the moment a
+request takes its place, mostly when the body is there. The work of a request is estimated as a + b * bytes, one line
+for each wire form, fitted to what requests took lately; and the pace at which such work is done follows how long those
+waited who came to a long queue.
 """
 
 import math

@@ -83,14 +83,12 @@ class _LongLists(Lists):
             expected = b"[%b]" % (expected * size)
         start = self._passed
         self._passed += len(expected)
-        if not self._marks.startswith(expected, start):
+        # Lists of one have no comma by which a number beside them could be told from one inside.
+        if length < 2 or not self._marks.startswith(expected, start):  # noqa: PLR2004
             return False
         places = self._places[start : self._passed]
         lists = np.flatnonzero(self._text[places[1:]] > self._text[places[:-1]])  # where one opens and closes
-        return (
-            length > 1
-            and all(  # shorter ones have no comma by which a number beside them could be told from one inside
-                np.count_nonzero(self._text[opening:closing] == _COMMA) == length - 1
-                for opening, closing in zip(places[lists], places[lists + 1], strict=True)
-            )
+        return all(
+            np.count_nonzero(self._text[opening:closing] == _COMMA) == length - 1
+            for opening, closing in zip(places[lists], places[lists + 1], strict=True)
         )

@@ -14,7 +14,7 @@ from tests.reliability.conftest import Figures
 from tests.reliability.corpus import GOOD_BODIES, HAND_MADE, Wrong, mutations, prefixes
 from tests.reliability.replicas import Replica, Reply, exchange, serving
 
-LONGEST_S = 10.0
+LONGEST_S = 2.0
 GROWTH_BYTES = 5 << 20
 DIGITS_S = [pytest.param(2.0, id="2-s"), pytest.param(0.1, id="100-ms", marks=pytest.mark.reliability)]
 MUTATED = [pytest.param(1000, id="1000"), pytest.param(5000, id="5000", marks=pytest.mark.reliability)]

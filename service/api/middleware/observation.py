@@ -13,8 +13,7 @@ from ... import __version__
 from ...telemetry.metrics import Metrics
 from ...telemetry.record import RequestRecord
 
-_VERSION = (b"x-service-version", __version__.encode())
-_NO_STORE = (b"cache-control", b"no-store")
+EVERY_ANSWER = ((b"x-service-version", __version__.encode()), (b"cache-control", b"no-store"))
 _CLOSE = (b"connection", b"close")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-([0-9a-f]{2})")  # W3C Trace Context
@@ -72,7 +71,7 @@ class Observation:
             self._finish(scope, record)
 
     def _headers(self, record: RequestRecord) -> list[tuple[bytes, bytes]]:
-        headers = [_VERSION, _NO_STORE, (b"x-request-id", record.request_id.encode())]
+        headers = [*EVERY_ANSWER, (b"x-request-id", record.request_id.encode())]
         return [*headers, _CLOSE] if self._health.is_draining or record.holds_back_body else headers
 
     def _finish(self, scope: Scope, record: RequestRecord) -> None:

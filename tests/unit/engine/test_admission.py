@@ -151,20 +151,19 @@ def test_a_queue_that_is_empty_now_and_then_forgets_what_slowed_it_down() -> Non
     assert admission.pace == pytest.approx(1, abs=0.01)
 
 
-def test_waiting_that_is_not_due_to_the_queue_teaches_nothing() -> None:
-    admission, _ = an_admission()
+@pytest.mark.parametrize(
+    ("max_queue_s", "waited_s"),
+    [
+        pytest.param(1.0, 30.0, id="with hardly anybody ahead"),
+        pytest.param(0.01, 0.05, id="for a few turns of the loop"),
+    ],
+)
+def test_waiting_that_is_not_due_to_the_queue_teaches_nothing(max_queue_s: float, waited_s: float) -> None:
+    admission, _ = an_admission(max_queue_s=max_queue_s)
     with Place(admission) as place:
         place.take("json", 10**6, now=0.0)
-        place.finish(30.0)
-    assert admission.pace == 1
-
-
-def test_a_short_bound_is_not_made_shorter_by_turns_of_the_loop() -> None:
-    admission, _ = an_admission(max_queue_s=0.01)
-    with Place(admission) as place:
-        place.take("json", 10**6, now=0.0)
-        place.finish(0.05)
-    assert admission.pace == 1
+        place.finish(waited_s)
+        assert admission.pace == 1
 
 
 def test_work_that_waits_is_bounded_and_says_when_to_come_again() -> None:
